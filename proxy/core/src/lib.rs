@@ -1,1 +1,21 @@
-//! Placeholder.
+//! Every traffic decision of the sidecar as pure code.
+//!
+//! No I/O, no clock, no runtime, no serde: time arrives as `now`, randomness as `rng`,
+//! parameters as `&Params` with every call. What lives longer than a configuration (a breaker's
+//! state, a budget's window) sits in types of atomics that all worker threads share; a reload
+//! swaps the parameters and leaves the state alone.
+//!
+//! In reading order, along the life of a request: [`sniff`] tells the protocol, [`host`] and
+//! [`route`] choose the rule, [`deadline`] and [`limit`] bound it, [`balance`] with [`ejection`]
+//! chooses the endpoint, [`breaker`] admits, [`outcome`] classifies what came back, [`retry`]
+//! with [`budget`] and [`backoff`] decides about another try. [`redelivery`] is the same for a
+//! message. [`headers`] and [`error_code`] are the words on the wire.
+
+pub mod time;
+
+pub mod error_code;
+pub mod grpc;
+pub mod headers;
+
+pub mod codes;
+pub mod outcome;
