@@ -16,6 +16,12 @@ pub mod time;
 pub mod error_code;
 pub mod grpc;
 pub mod headers;
+pub mod host;
+pub mod route;
+pub mod sniff;
+
+pub mod deadline;
+pub mod limit;
 
 pub mod codes;
 pub mod outcome;

@@ -1,0 +1,146 @@
+//! Caps on concurrency and rate.
+//!
+//! Owns the counters; the caps come with each call, so a reload moves them at once. A limit
+//! protects by refusing early; it says nothing about the upstream's health (that is
+//! [`crate::breaker`]). On the request's life.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::time::Mono;
+
+/// How many requests of a service are in flight, over all workers.
+#[derive(Debug, Default)]
+pub struct InFlight(AtomicU32);
+
+impl InFlight {
+    /// Nothing in flight.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes a place if fewer than `max` are taken. Each success is paired with one
+    /// [`InFlight::release`].
+    pub fn try_acquire(&self, max: u32) -> bool {
+        self.0
+            .fetch_update(Relaxed, Relaxed, |taken| (taken < max).then(|| taken + 1))
+            .is_ok()
+    }
+
+    /// Gives a place back.
+    pub fn release(&self) {
+        let taken = self
+            .0
+            .fetch_update(Relaxed, Relaxed, |taken| taken.checked_sub(1));
+        debug_assert!(taken.is_ok(), "released more often than acquired");
+    }
+
+    /// Places taken now.
+    pub fn current(&self) -> u32 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A rate with a burst: the generic cell rate algorithm (ITU-T I.371), one atomic word.
+#[derive(Debug, Default)]
+pub struct Rate {
+    /// When the bucket would be full again (the theoretical arrival time), in nanoseconds.
+    full_at: AtomicU64,
+}
+
+/// `rateLimit`, without its key.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RateParams {
+    /// Requests per second; above 0.
+    pub per_second: f64,
+    /// Requests that may come at once; at least 1.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// A full bucket.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes one request out of the bucket.
+    ///
+    /// # Errors
+    /// How long until one fits, when none does.
+    pub fn try_take(&self, params: &RateParams, now: Mono) -> Result<(), Duration> {
+        let now = now.as_nanos();
+        let step = (1e9 / params.per_second.max(1e-9)).min(1e18) as u64;
+        let room = step.saturating_mul(u64::from(params.burst.max(1)));
+        let take = |full_at: u64| {
+            let next = full_at.max(now).saturating_add(step);
+            (next - now <= room).then_some(next)
+        };
+        match self.full_at.fetch_update(Relaxed, Relaxed, take) {
+            Ok(_) => Ok(()),
+            Err(full_at) => {
+                let next = full_at.max(now).saturating_add(step);
+                Err(Duration::from_nanos((next - now).saturating_sub(room)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_than_the_maximum_are_let_in() {
+        let limit = InFlight::new();
+        assert!(limit.try_acquire(2));
+        assert!(limit.try_acquire(2));
+        assert!(!limit.try_acquire(2));
+        assert!(limit.try_acquire(3), "the cap may move between calls");
+        assert_eq!(limit.current(), 3);
+        limit.release();
+        limit.release();
+        assert!(limit.try_acquire(2));
+        assert!(!InFlight::new().try_acquire(0));
+    }
+
+    #[test]
+    fn threads_share_one_count() {
+        let limit = InFlight::new();
+        let let_in: usize = std::thread::scope(|scope| {
+            let one = || (0..100).filter(|_| limit.try_acquire(150)).count();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .sum()
+        });
+        assert_eq!(let_in, 150);
+    }
+
+    #[test]
+    fn a_rate_lets_its_burst_through_and_then_its_pace() {
+        let rate = Rate::new();
+        let params = RateParams {
+            per_second: 10.0,
+            burst: 3,
+        };
+        let at = |millis: u64| Mono::ZERO + Duration::from_millis(1_000 + millis);
+        for _ in 0..3 {
+            assert_eq!(rate.try_take(&params, at(0)), Ok(()));
+        }
+        assert_eq!(
+            rate.try_take(&params, at(0)),
+            Err(Duration::from_millis(100))
+        );
+        assert_eq!(
+            rate.try_take(&params, at(60)),
+            Err(Duration::from_millis(40))
+        );
+        assert_eq!(rate.try_take(&params, at(100)), Ok(()));
+        assert!(rate.try_take(&params, at(100)).is_err());
+        let after_a_rest = (0..5)
+            .filter(|_| rate.try_take(&params, at(60_000)).is_ok())
+            .count();
+        assert_eq!(after_a_rest, 3);
+    }
+}
