@@ -25,3 +25,11 @@ pub mod limit;
 
 pub mod codes;
 pub mod outcome;
+
+pub mod balance;
+pub mod breaker;
+pub mod ejection;
+mod window;
+
+pub mod backoff;
+pub mod budget;

@@ -1,0 +1,308 @@
+//! Taking one endpoint out of picking after it failed several times in a row.
+//!
+//! Owns the health of one endpoint and the rule of how many may be out at once. Not the service's
+//! breaker ([`crate::breaker`]), which refuses; an ejected endpoint is only passed over. On the
+//! request's life.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::outcome::Outcome;
+use crate::time::Mono;
+
+/// `ejection`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Params {
+    /// Failures in a row that eject; default 5; 0 never ejects.
+    pub consecutive_failures: u32,
+    /// How long the first time; the n-th time in close succession takes n times as long.
+    /// Default 30 s.
+    pub base_time: Duration,
+    /// The longest; default 5 min.
+    pub max_time: Duration,
+    /// Share of the endpoints that may be out at once; default 50.
+    pub max_percent: u32,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Params {
+            consecutive_failures: 5,
+            base_time: Duration::from_secs(30),
+            max_time: Duration::from_secs(300),
+            max_percent: 50,
+        }
+    }
+}
+
+/// An endpoint has earned an ejection; whether it gets one depends on the others
+/// ([`EjectionGate::try_eject`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct EjectRequest {
+    /// Failures in a row.
+    pub consecutive: u32,
+}
+
+/// The health of one endpoint, shared between workers.
+#[derive(Debug, Default)]
+pub struct EndpointHealth {
+    consecutive: AtomicU32,
+    /// Nanoseconds of [`Mono`]; 0 = never ejected.
+    ejected_until: AtomicU64,
+    times_ejected: AtomicU32,
+    /// Set by active health checks; a check that never ran leaves it false.
+    checked_unhealthy: AtomicBool,
+}
+
+impl EndpointHealth {
+    /// A healthy endpoint.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Counts what an attempt on this endpoint came to.
+    ///
+    /// Success ends a row of failures; throttled and neutral leave it. Nothing counts while the
+    /// endpoint is ejected: those are attempts from before. Asks again with every further failure
+    /// while the ejection is not granted.
+    pub fn record(&self, params: &Params, now: Mono, outcome: Outcome) -> Option<EjectRequest> {
+        match outcome {
+            Outcome::Success => {
+                if self.consecutive.load(Relaxed) != 0 {
+                    self.consecutive.store(0, Relaxed);
+                }
+                None
+            }
+            Outcome::Throttled | Outcome::Neutral => None,
+            Outcome::Failure => {
+                if params.consecutive_failures == 0 || self.is_ejected(now) {
+                    return None;
+                }
+                let consecutive = self.consecutive.fetch_add(1, Relaxed).saturating_add(1);
+                (consecutive >= params.consecutive_failures).then_some(EjectRequest { consecutive })
+            }
+        }
+    }
+
+    /// Whether it is out of picking because of failures.
+    pub fn is_ejected(&self, now: Mono) -> bool {
+        self.ejected_until.load(Relaxed) > now.as_nanos()
+    }
+
+    /// When it comes back; `None` when it is not out.
+    pub fn ejected_until(&self, now: Mono) -> Option<Mono> {
+        let until = self.ejected_until.load(Relaxed);
+        (until > now.as_nanos()).then(|| Mono::from_nanos(until))
+    }
+
+    /// What an active health check said last.
+    pub fn set_checked(&self, healthy: bool) {
+        self.checked_unhealthy.store(!healthy, Relaxed);
+    }
+
+    /// Whether active health checks call it unhealthy.
+    pub fn is_checked_unhealthy(&self) -> bool {
+        self.checked_unhealthy.load(Relaxed)
+    }
+
+    /// Whether it may be picked: neither ejected nor called unhealthy.
+    pub fn is_available(&self, now: Mono) -> bool {
+        !self.is_ejected(now) && !self.is_checked_unhealthy()
+    }
+
+    /// Failures in a row.
+    pub fn consecutive(&self) -> u32 {
+        self.consecutive.load(Relaxed)
+    }
+
+    /// How often it was ejected in close succession.
+    pub fn times_ejected(&self) -> u32 {
+        self.times_ejected.load(Relaxed)
+    }
+
+    /// Serving → ejected. Only under the gate, which makes it the only writer.
+    fn eject(&self, params: &Params, now: Mono) -> Mono {
+        let last = Mono::from_nanos(self.ejected_until.load(Relaxed));
+        let recently = last > Mono::ZERO && now.saturating_since(last) < params.max_time;
+        let times = if recently {
+            self.times_ejected.load(Relaxed).saturating_add(1)
+        } else {
+            1
+        };
+        let until = now + params.base_time.saturating_mul(times).min(params.max_time);
+        self.times_ejected.store(times, Relaxed);
+        self.consecutive.store(0, Relaxed);
+        self.ejected_until.store(until.as_nanos(), Relaxed);
+        until
+    }
+}
+
+/// Whether one more of `total` endpoints may be ejected when `ejected_now` already are.
+///
+/// Never the last one that is left, and never more than `max_percent` (of two endpoints at 50 %
+/// one may go). Unlike Envoy, a percentage too small for one endpoint ejects none.
+pub fn may_eject(params: &Params, ejected_now: usize, total: usize) -> bool {
+    let after = ejected_now as u64 + 1;
+    after < total as u64 && after * 100 <= u64::from(params.max_percent) * total as u64
+}
+
+/// Makes ejections of one service happen one after another, so that two threads cannot each
+/// take out what they think is the last but one.
+#[derive(Debug, Default)]
+pub struct EjectionGate(Mutex<()>);
+
+impl EjectionGate {
+    /// An open gate.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ejects the endpoint if the others allow it; returns until when.
+    ///
+    /// `count` is asked under the lock for (ejected now, all that would otherwise be picked from).
+    pub fn try_eject(
+        &self,
+        params: &Params,
+        now: Mono,
+        endpoint: &EndpointHealth,
+        count: impl FnOnce() -> (usize, usize),
+    ) -> Option<Mono> {
+        let _one_at_a_time = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (ejected_now, total) = count();
+        if endpoint.is_ejected(now) || !may_eject(params, ejected_now, total) {
+            return None;
+        }
+        Some(endpoint.eject(params, now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: u64) -> Mono {
+        Mono::ZERO + Duration::from_secs(secs)
+    }
+
+    fn fail(health: &EndpointHealth, times: u32, now: Mono) -> Option<EjectRequest> {
+        let params = Params::default();
+        (0..times).fold(None, |_, _| health.record(&params, now, Outcome::Failure))
+    }
+
+    #[test]
+    fn how_many_may_go() {
+        let check = |max_percent, ejected, total, expected| {
+            let params = Params {
+                max_percent,
+                ..Params::default()
+            };
+            assert_eq!(
+                may_eject(&params, ejected, total),
+                expected,
+                "{ejected} of {total} at {max_percent}%"
+            );
+        };
+        check(50, 0, 0, false);
+        check(100, 0, 1, false);
+        check(50, 0, 2, true);
+        check(50, 1, 2, false);
+        check(100, 1, 2, false);
+        check(49, 0, 2, false);
+        check(50, 0, 3, true);
+        check(50, 1, 3, false);
+        check(50, 1, 4, true);
+        check(100, 2, 4, true);
+        check(100, 3, 4, false);
+        check(0, 0, 10, false);
+    }
+
+    #[test]
+    fn only_failures_in_a_row_ask_for_ejection() {
+        let (health, params) = (EndpointHealth::new(), Params::default());
+        assert_eq!(fail(&health, 4, at(1)), None);
+        health.record(&params, at(1), Outcome::Success);
+        assert_eq!(fail(&health, 4, at(1)), None);
+        for outcome in [Outcome::Throttled, Outcome::Neutral] {
+            assert_eq!(health.record(&params, at(1), outcome), None);
+        }
+        assert_eq!(
+            fail(&health, 1, at(1)),
+            Some(EjectRequest { consecutive: 5 })
+        );
+        assert_eq!(
+            fail(&health, 1, at(1)),
+            Some(EjectRequest { consecutive: 6 })
+        );
+    }
+
+    #[test]
+    fn each_ejection_in_close_succession_takes_longer() {
+        let (health, gate, params) = (
+            EndpointHealth::new(),
+            EjectionGate::new(),
+            Params::default(),
+        );
+        let eject = |now| gate.try_eject(&params, now, &health, || (0, 2));
+        assert_eq!(eject(at(100)), Some(at(130)));
+        assert!(health.is_ejected(at(129)));
+        assert!(!health.is_ejected(at(130)));
+        assert_eq!(eject(at(110)), None, "it is out already");
+        assert_eq!(eject(at(200)), Some(at(260)));
+        assert_eq!(eject(at(300)), Some(at(390)));
+        let mut now = 400;
+        for _ in 0..20 {
+            now = health.ejected_until(Mono::ZERO).unwrap().as_nanos() / 1_000_000_000;
+            eject(at(now)).unwrap();
+        }
+        assert_eq!(
+            health.ejected_until(at(now)),
+            Some(at(now + 300)),
+            "five minutes at most"
+        );
+        assert_eq!(
+            eject(at(now + 700)),
+            Some(at(now + 730)),
+            "a long good time is forgiven"
+        );
+    }
+
+    #[test]
+    fn results_that_arrive_during_the_ejection_do_not_count() {
+        let (health, gate, params) = (
+            EndpointHealth::new(),
+            EjectionGate::new(),
+            Params::default(),
+        );
+        gate.try_eject(&params, at(1), &health, || (0, 2)).unwrap();
+        assert_eq!(fail(&health, 100, at(2)), None);
+        assert_eq!(health.consecutive(), 0);
+        assert_eq!(fail(&health, 4, at(40)), None);
+        assert!(fail(&health, 1, at(40)).is_some());
+    }
+
+    #[test]
+    fn two_threads_cannot_eject_both_endpoints() {
+        for _ in 0..200 {
+            let (endpoints, gate) = (
+                [EndpointHealth::new(), EndpointHealth::new()],
+                EjectionGate::new(),
+            );
+            let params = Params {
+                max_percent: 100,
+                ..Params::default()
+            };
+            let count = || (endpoints.iter().filter(|e| e.is_ejected(at(1))).count(), 2);
+            std::thread::scope(|scope| {
+                for endpoint in &endpoints {
+                    scope.spawn(|| gate.try_eject(&params, at(1), endpoint, count));
+                }
+            });
+            assert_eq!(count().0, 1);
+        }
+    }
+}
