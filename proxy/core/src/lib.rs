@@ -33,3 +33,4 @@ mod window;
 
 pub mod backoff;
 pub mod budget;
+pub mod retry;
