@@ -34,3 +34,5 @@ mod window;
 pub mod backoff;
 pub mod budget;
 pub mod retry;
+
+pub mod redelivery;
