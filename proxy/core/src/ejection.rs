@@ -278,6 +278,7 @@ mod tests {
             EjectionGate::new(),
             Params::default(),
         );
+        assert!(fail(&health, 5, at(1)).is_some());
         gate.try_eject(&params, at(1), &health, || (0, 2)).unwrap();
         assert_eq!(fail(&health, 100, at(2)), None);
         assert_eq!(health.consecutive(), 0);

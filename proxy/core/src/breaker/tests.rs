@@ -254,6 +254,30 @@ fn results_of_an_earlier_state_count_for_nothing() {
 }
 
 #[test]
+fn failures_from_before_it_opened_do_not_open_it_again() {
+    let mut bench = Bench::new(Params {
+        open_for: Duration::from_secs(1),
+        ..Params::default()
+    });
+    bench.trip(0);
+    let probe = bench.probe(1_000);
+    assert_eq!(
+        bench.record(1_000, probe, Outcome::Success),
+        Some(Transition::Closed)
+    );
+    assert_eq!(
+        (
+            bench.state(1_000).window_failures,
+            bench.state(1_000).window_requests
+        ),
+        (0, 0)
+    );
+    for _ in 0..19 {
+        assert_eq!(bench.request(1_000, Outcome::Failure), None);
+    }
+}
+
+#[test]
 fn one_failed_probe_opens_and_the_others_come_too_late() {
     let mut bench = Bench::new(Params {
         half_open_requests: 2,

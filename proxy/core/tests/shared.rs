@@ -1,0 +1,24 @@
+//! What lives longer than a snapshot is shared by all worker threads.
+
+use outrigger_core::balance::{EndpointLoad, ZoneGate};
+use outrigger_core::breaker::Breaker;
+use outrigger_core::budget::RetryBudget;
+use outrigger_core::ejection::{EjectionGate, EndpointHealth};
+use outrigger_core::host::HostTable;
+use outrigger_core::limit::{InFlight, Rate};
+use outrigger_core::route::RuleSet;
+
+#[test]
+fn state_and_compiled_rules_are_shared_between_threads() {
+    fn shared<T: Send + Sync + 'static>() {}
+    shared::<Breaker>();
+    shared::<RetryBudget>();
+    shared::<EndpointHealth>();
+    shared::<EjectionGate>();
+    shared::<EndpointLoad>();
+    shared::<ZoneGate>();
+    shared::<InFlight>();
+    shared::<Rate>();
+    shared::<RuleSet>();
+    shared::<HostTable<u8>>();
+}
