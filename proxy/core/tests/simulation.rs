@@ -19,7 +19,7 @@ use outrigger_core::retry::{Decision, Replay, RequestFacts};
 use outrigger_core::time::Mono;
 use outrigger_core::{breaker, budget, ejection, retry};
 
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 30;
 const SECOND: u64 = 1_000_000_000;
 
 /// Outages happen in the first part; the rest is for recovery. The breaker may stay open for two
