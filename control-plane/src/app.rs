@@ -1,0 +1,574 @@
+//! The control plane as a whole: its state, its tasks, its start and its end.
+//!
+//! Owns the current config, the decision to take up or refuse a new one, and the publication of
+//! the picture that all streams follow. Start-up is the first update. Stands on the life of a
+//! config update, in its middle.
+//!
+//! A config with any error is refused whole and the last good one goes on being pushed; it is also
+//! on disk, and is served after a restart while the files are broken.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use outrigger_config::bootstrap::{ControlPlaneBootstrap, OneOrMany};
+use outrigger_config::{Loaded, Problem, Severity, load, read_sources};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{interval, sleep, timeout};
+use tracing::{error, info, warn};
+
+use crate::discovery::server::{self, Hub};
+use crate::metrics::{self, Counters, Gauges, Process};
+use crate::proxies::Proxies;
+use crate::registry::{Registry, SWEEP_EVERY};
+use crate::render::{Resources, render};
+use crate::source::file::Watch;
+use crate::state::{StateDir, StateError};
+use crate::stop::Stopper;
+use crate::world::{self, Config, Origin};
+use crate::{admin, clock};
+
+/// Changes within this time travel together. Small against "under a second", large against the
+/// burst of a rollout; Istio uses 100 ms.
+const PUBLISH_DEBOUNCE: Duration = Duration::from_millis(25);
+
+/// Registered instances are written to disk at most this often.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the end may take; what is still open then is cut.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why the control plane did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A listener cannot be opened.
+    #[error("cannot listen on {address} ({what}): {source}{}", in_use_hint(source))]
+    Listen {
+        /// `listen.discovery` or `listen.admin`.
+        what: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Discovery would be readable on the network.
+    #[error("listen.discovery {0} is not a loopback address: plaintext is served on loopback only")]
+    PlaintextDiscovery(SocketAddr),
+    /// The bootstrap asks for something that this version does not do.
+    #[error("{0}")]
+    Unsupported(&'static str),
+}
+
+fn in_use_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => "; another process, perhaps another control plane, has it",
+        _ => "",
+    }
+}
+
+/// Where the config being pushed was read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConfigSource {
+    /// The watched file or directory.
+    File,
+    /// The copy in the state directory: the files were unusable at start.
+    LastGood,
+}
+
+/// The config being pushed.
+#[derive(Clone, Debug)]
+pub struct Current {
+    /// The config.
+    pub config: Arc<Config>,
+    /// Where it was read from.
+    pub source: ConfigSource,
+    /// When it was taken up, in milliseconds since 1970.
+    pub applied: u64,
+    /// Warnings of the check.
+    pub warnings: Vec<Problem>,
+}
+
+/// A config that was refused, until one is taken up.
+#[derive(Clone, Debug, Serialize)]
+pub struct Rejected {
+    /// When, in milliseconds since 1970.
+    pub at: u64,
+    /// One line.
+    pub summary: String,
+    /// Every problem with file, line and column.
+    pub problems: Vec<Problem>,
+}
+
+#[derive(Debug, Default)]
+struct ConfigState {
+    current: Option<Current>,
+    rejected: Option<Rejected>,
+}
+
+/// The state that the tasks share.
+#[derive(Debug)]
+pub struct App {
+    config_path: PathBuf,
+    config: Mutex<ConfigState>,
+    registry: Mutex<Registry>,
+    resources: watch::Sender<Option<Arc<Resources>>>,
+    state: StateDir,
+    dirty: Notify,
+    unsaved: Notify,
+    started: u64,
+    /// The connected sidecars.
+    pub proxies: Arc<Proxies>,
+    counters: Arc<Counters>,
+}
+
+impl App {
+    /// The file or directory that is watched.
+    pub fn config_path(&self) -> &Path {
+        &self.config_path
+    }
+
+    /// The config being pushed; `None` until there was a good one.
+    pub fn current(&self) -> Option<Current> {
+        self.config_state().current.clone()
+    }
+
+    /// The latest refused config, if nothing good came after it.
+    pub fn rejected(&self) -> Option<Rejected> {
+        self.config_state().rejected.clone()
+    }
+
+    /// Reads the registry.
+    pub fn with_registry<T>(&self, read: impl FnOnce(&Registry) -> T) -> T {
+        read(&lock(&self.registry))
+    }
+
+    /// Changes the registry; when `change` returns true beside its result, sidecars are told and
+    /// the registry is saved.
+    pub fn change_registry<T>(&self, change: impl FnOnce(&mut Registry) -> (T, bool)) -> T {
+        let (result, changed) = change(&mut lock(&self.registry));
+        if changed {
+            self.dirty.notify_one();
+            self.unsaved.notify_one();
+        }
+        result
+    }
+
+    /// The text of `/metrics`.
+    pub fn metrics(&self) -> String {
+        let current = self.current();
+        let counts = self.with_registry(Registry::counts);
+        let gauges = Gauges {
+            proxies_connected: self.proxies.connected_count(),
+            config_applied: current.as_ref().map_or(0, |c| c.applied),
+            config_version: current.map(|c| c.config.version.clone()),
+            instances: counts
+                .into_iter()
+                .map(|((s, state), n)| (s, state, n))
+                .collect(),
+            process: Process::read(self.started),
+        };
+        metrics::render(&self.counters, &gauges)
+    }
+
+    /// Reads the files, and takes the config up or refuses it.
+    async fn reload(self: &Arc<Self>) {
+        let app = self.clone();
+        let work = move || {
+            let loaded = match read_sources(&app.config_path) {
+                Ok(sources) => Ok(load(&sources)),
+                Err(e) => Err(e),
+            };
+            app.offer(loaded);
+        };
+        if let Err(e) = tokio::task::spawn_blocking(work).await {
+            error!(error = %e, "config check failed; what was pushed before stays");
+        }
+    }
+
+    /// Decides about a config that was read. Blocks on the disk.
+    fn offer(&self, read: io::Result<Loaded>) {
+        let loaded = match read {
+            Ok(loaded) => loaded,
+            Err(e) => return self.reject(vec![unreadable(&self.config_path, e.to_string())]),
+        };
+        let Some(mesh) = loaded.mesh.filter(|_| !loaded.report.has_errors()) else {
+            return self.reject(loaded.report.problems);
+        };
+        if mesh.documents.is_empty() {
+            let nothing = "no documents here; an empty config is not pushed";
+            return self.reject(vec![unreadable(&self.config_path, nothing.into())]);
+        }
+        for problem in &loaded.report.problems {
+            warn!(%problem, "config warning");
+        }
+        let config = Config::new(&mesh);
+        if let Err(e) = self.state.save_config(&config) {
+            warn!(error = %e, "the last good config was not saved");
+        }
+        self.take_up(config, ConfigSource::File, loaded.report.problems);
+    }
+
+    fn take_up(&self, config: Config, source: ConfigSource, warnings: Vec<Problem>) {
+        let (version, documents) = (config.version.clone(), config.documents.len());
+        let mut registry = lock(&self.registry);
+        for (service, origin) in &config.services {
+            if let Origin::Heartbeat(lease) = origin {
+                registry.set_lease(service, *lease);
+            }
+        }
+        drop(registry);
+        let mut state = self.config_state();
+        let unchanged = state
+            .current
+            .as_ref()
+            .filter(|c| c.config.version == version);
+        let applied = unchanged.map_or_else(clock::wall_millis, |c| c.applied);
+        let recovered = source == ConfigSource::File && state.rejected.is_some();
+        if unchanged.is_none() || recovered {
+            info!(version, documents, recovered, "config taken up");
+        }
+        if source == ConfigSource::File {
+            state.rejected = None;
+        }
+        state.current = Some(Current {
+            config: Arc::new(config),
+            source,
+            applied,
+            warnings,
+        });
+        drop(state);
+        self.dirty.notify_one();
+    }
+
+    fn reject(&self, problems: Vec<Problem>) {
+        self.counters
+            .config_rejected
+            .fetch_add(1, Ordering::Relaxed);
+        for problem in &problems {
+            match problem.severity {
+                Severity::Error => error!(%problem, "config error"),
+                Severity::Warning => warn!(%problem, "config warning"),
+            }
+        }
+        let errors = problems
+            .iter()
+            .filter(|p| p.severity == Severity::Error)
+            .count();
+        let mut state = self.config_state();
+        let kept = state
+            .current
+            .as_ref()
+            .map_or("none", |c| c.config.version.as_str());
+        let summary = format!("{errors} error(s); config version in effect: {kept}");
+        error!(
+            errors,
+            kept, "config refused; the last good one stays in effect"
+        );
+        state.rejected = Some(Rejected {
+            at: clock::wall_millis(),
+            summary,
+            problems,
+        });
+    }
+
+    /// After a first read that was refused: the copy of the last run, if it is usable.
+    fn fall_back(&self) {
+        if self.current().is_some() {
+            return;
+        }
+        let sources = match self.state.load_config() {
+            Ok(Some(sources)) => sources,
+            Ok(None) => {
+                error!("no usable config and no last good one: not ready, nothing is pushed");
+                return;
+            }
+            Err(e) => {
+                error!(error = %e, "no usable config: not ready, nothing is pushed");
+                return;
+            }
+        };
+        let loaded = load(&sources);
+        let Some(mesh) = loaded.mesh else {
+            error!(
+                problems = loaded.report.render_text(),
+                "the last good config no longer loads"
+            );
+            return;
+        };
+        let config = Config::new(&mesh);
+        error!(
+            path = %self.config_path.display(),
+            version = config.version,
+            "THE CONFIG IS BROKEN: SERVING THE LAST GOOD ONE FROM THE STATE DIRECTORY"
+        );
+        self.take_up(config, ConfigSource::LastGood, loaded.report.problems);
+    }
+
+    /// Renders the picture of this moment and shows it to all streams.
+    fn publish(&self) {
+        let Some(current) = self.current() else {
+            return;
+        };
+        let world = self.with_registry(|registry| world::build(&current.config, registry));
+        let resources = Arc::new(render(&world));
+        self.resources.send_if_modified(|shown| {
+            let news = shown.as_deref() != Some(&resources);
+            if news {
+                *shown = Some(resources.clone());
+            }
+            news
+        });
+    }
+
+    fn save_registry(&self) {
+        let saved = self.with_registry(Registry::save);
+        if let Err(e) = self.state.save_registry(&saved) {
+            warn!(error = %e, "registered instances were not saved");
+        }
+    }
+
+    fn restore_registry(&self) {
+        match self.state.load_registry() {
+            Ok(saved) => {
+                let now = clock::monotonic();
+                let count = self.change_registry(|registry| (registry.restore(saved, now), true));
+                if count > 0 {
+                    info!(
+                        count,
+                        "registered instances restored, each with a fresh lease"
+                    );
+                }
+            }
+            Err(e) => error!(error = %e, "registered instances lost; they will register again"),
+        }
+    }
+
+    fn sweep(&self) {
+        let now = clock::monotonic();
+        let swept = self.change_registry(|registry| {
+            let swept = registry.sweep(now);
+            let changed = swept.changed();
+            (swept, changed)
+        });
+        if !swept.credited.is_zero() {
+            let seconds = swept.credited.as_secs();
+            warn!(
+                seconds,
+                "this process did not run for a while; leases are extended by it"
+            );
+        }
+        for (service, id) in swept.missed {
+            warn!(
+                service,
+                id, "instance missed its heartbeats and is excluded"
+            );
+        }
+        for (service, id) in swept.removed {
+            warn!(service, id, "instance stayed silent and is removed");
+        }
+        self.proxies.sweep(now);
+    }
+
+    fn config_state(&self) -> MutexGuard<'_, ConfigState> {
+        lock(&self.config)
+    }
+}
+
+/// Every critical section of ours leaves its value whole, so a poisoned lock is still good.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn unreadable(path: &Path, message: String) -> Problem {
+    Problem {
+        severity: Severity::Error,
+        code: "E001",
+        file: path.display().to_string(),
+        line: 1,
+        column: 1,
+        path: String::new(),
+        message,
+        help: None,
+    }
+}
+
+/// A started control plane. Dropping it cuts everything off; [`Running::shutdown`] ends it in order.
+#[derive(Debug)]
+pub struct Running {
+    /// The first address of the discovery server, with the port it got.
+    pub discovery_addr: SocketAddr,
+    /// The first address of the admin API, with the port it got.
+    pub admin_addr: SocketAddr,
+    /// Its state, for those who run it in their own process.
+    pub app: Arc<App>,
+    stopper: Stopper,
+    tasks: JoinSet<()>,
+}
+
+impl Running {
+    /// Ends streams and connections in order, saves the registry, and returns within five seconds
+    /// or so.
+    pub async fn shutdown(mut self) {
+        self.stopper.stop();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(STOP_WITHIN, all).await.is_err() {
+            warn!("connections were still open at the end and are cut");
+        }
+        self.tasks.shutdown().await;
+        let app = self.app.clone();
+        let _ = tokio::task::spawn_blocking(move || {
+            app.save_registry();
+            app.state.close();
+        })
+        .await;
+    }
+}
+
+/// Starts the control plane within the current tokio runtime. When it returns, the listeners are
+/// open and the config has been read once (it may be refused: then `/readyz` says so).
+///
+/// # Errors
+/// [`StartError`]; nothing is left running.
+pub async fn start(bootstrap: ControlPlaneBootstrap) -> Result<Running, StartError> {
+    if bootstrap.tls.is_some() {
+        return Err(StartError::Unsupported(
+            "tls is not supported yet; leave it out and keep listen.discovery on loopback",
+        ));
+    }
+    if bootstrap.ca.is_some() || bootstrap.join.is_some() {
+        warn!("ca and join are not yet in effect");
+    }
+    let Some(config_path) = bootstrap.config.clone() else {
+        return Err(StartError::Unsupported(
+            "config is missing: name a file or a directory",
+        ));
+    };
+    let wanted = |listen: &Option<OneOrMany<SocketAddr>>, port: u16| match listen {
+        Some(addresses) if !addresses.is_empty() => addresses.0.clone(),
+        _ => vec![SocketAddr::from(([127, 0, 0, 1], port))],
+    };
+    let discovery = wanted(&bootstrap.listen.discovery, 15010);
+    if let Some(open) = discovery.iter().find(|address| !address.ip().is_loopback()) {
+        return Err(StartError::PlaintextDiscovery(*open));
+    }
+    let state = StateDir::open(bootstrap.state_dir())?;
+    let discovery = listen("listen.discovery", &discovery).await?;
+    let admin = listen("listen.admin", &wanted(&bootstrap.listen.admin, 15011)).await?;
+    let (discovery_addr, admin_addr) = (discovery[0].1, admin[0].1);
+
+    let app = Arc::new(App {
+        config_path,
+        config: Mutex::default(),
+        registry: Mutex::default(),
+        resources: watch::Sender::new(None),
+        state,
+        dirty: Notify::new(),
+        unsaved: Notify::new(),
+        started: clock::wall_millis() / 1000,
+        proxies: Arc::default(),
+        counters: Arc::default(),
+    });
+    app.restore_registry();
+    let mut files = Watch::new(&app.config_path);
+    files.changed().await;
+    app.reload().await;
+    app.fall_back();
+    app.publish();
+
+    let stopper = Stopper::new();
+    let mut tasks = JoinSet::new();
+    for (listener, _) in discovery {
+        let hub = Hub {
+            resources: app.resources.subscribe(),
+            proxies: app.proxies.clone(),
+            counters: app.counters.clone(),
+            stop: stopper.listener(),
+        };
+        tasks.spawn(server::serve(listener, hub));
+    }
+    for (listener, _) in admin {
+        tasks.spawn(admin::serve(listener, app.clone(), stopper.listener()));
+    }
+    let mut until_stop = |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+        let mut stop = stopper.listener();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stop.requested() => {}
+                () = work => {}
+            }
+        });
+    };
+    until_stop(Box::pin(follow_files(app.clone(), files)));
+    until_stop(Box::pin(publish_changes(app.clone())));
+    until_stop(Box::pin(save_changes(app.clone())));
+    until_stop(Box::pin(sweep_leases(app.clone())));
+    info!(%discovery_addr, %admin_addr, "control plane started");
+    Ok(Running {
+        discovery_addr,
+        admin_addr,
+        app,
+        stopper,
+        tasks,
+    })
+}
+
+async fn listen(
+    what: &'static str,
+    addresses: &[SocketAddr],
+) -> Result<Vec<(TcpListener, SocketAddr)>, StartError> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let error = |source| StartError::Listen {
+            what,
+            address: *address,
+            source,
+        };
+        let listener = TcpListener::bind(address).await.map_err(error)?;
+        let bound = listener.local_addr().map_err(error)?;
+        listeners.push((listener, bound));
+    }
+    Ok(listeners)
+}
+
+async fn follow_files(app: Arc<App>, mut files: Watch) {
+    loop {
+        files.changed().await;
+        app.reload().await;
+    }
+}
+
+async fn publish_changes(app: Arc<App>) {
+    loop {
+        app.dirty.notified().await;
+        sleep(PUBLISH_DEBOUNCE).await;
+        app.publish();
+    }
+}
+
+async fn save_changes(app: Arc<App>) {
+    loop {
+        app.unsaved.notified().await;
+        let save = app.clone();
+        let _ = tokio::task::spawn_blocking(move || save.save_registry()).await;
+        sleep(SAVE_EVERY).await;
+    }
+}
+
+async fn sweep_leases(app: Arc<App>) {
+    let mut ticks = interval(SWEEP_EVERY);
+    loop {
+        ticks.tick().await;
+        app.sweep();
+    }
+}

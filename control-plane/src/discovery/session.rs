@@ -1,0 +1,491 @@
+//! The rules of one discovery stream: what a sidecar has, what it asked for, what to send next.
+//!
+//! Owns, per stream and type, the subscription, the versions the sidecar is known to have and the
+//! one response that waits for its answer. Pure: `server.rs` moves the bytes, `proxies.rs` keeps
+//! what is shown to people. Stands on the life of a config update.
+//!
+//! Follows the xDS protocol's incremental variant
+//! (<https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol>). One response of a type is
+//! outstanding at a time; what changes meanwhile is not queued but compared anew when the answer is
+//! here, so the latest state wins and a slow sidecar costs nothing. Ours differs in one point: the
+//! first request of a type is always answered, if need be with nothing, so that a sidecar knows
+//! when it has everything.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use outrigger_config::wire::{
+    ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, WILDCARD,
+};
+
+use crate::render::{PUSH_ORDER, Resources, TypeSet};
+
+/// The most types one stream may ask for. Ours are two; an Envoy asks for about ten.
+const MAX_TYPES: usize = 16;
+
+/// The most names one stream may subscribe to in one type.
+const MAX_NAMES: usize = 50_000;
+
+/// The longest resource or type name, in bytes.
+const MAX_NAME_BYTES: usize = 1024;
+
+/// What a request was.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A subscription, first or changed.
+    Subscribed,
+    /// The outstanding response of this type was accepted.
+    Acked {
+        /// The type.
+        type_url: String,
+        /// The version of the set that was sent.
+        version: String,
+    },
+    /// The outstanding response of this type was refused; the sidecar keeps what it had.
+    Refused {
+        /// The type.
+        type_url: String,
+        /// The version of the set that was sent.
+        version: String,
+        /// The sidecar's diagnostics.
+        reason: String,
+    },
+    /// An answer to a response that is no longer outstanding.
+    Stale,
+}
+
+/// Why a stream is closed. The peer broke the protocol.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// The first request names no node.
+    #[error("the first request of a stream must carry node.id (at most {MAX_NAME_BYTES} bytes)")]
+    NoNode,
+    /// No type in the request, or one too long.
+    #[error("type_url is empty or too long")]
+    BadType,
+    /// Too many types, names, or a name too long.
+    #[error(
+        "too many subscriptions: at most {MAX_TYPES} types, {MAX_NAMES} names of {MAX_NAME_BYTES} bytes"
+    )]
+    TooMany,
+}
+
+/// One stream's state.
+#[derive(Debug, Default)]
+pub struct Session {
+    node: Option<Node>,
+    types: BTreeMap<String, TypeState>,
+    nonces: u64,
+}
+
+#[derive(Debug, Default)]
+struct TypeState {
+    wildcard: bool,
+    names: BTreeSet<String>,
+    /// Names asked for just now: answered even if unchanged or absent.
+    asked: BTreeSet<String>,
+    /// The first request has not been answered.
+    unanswered: bool,
+    /// Name to version of what the sidecar was sent, or said that it has.
+    known: BTreeMap<String, String>,
+    outstanding: Option<Outstanding>,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    nonce: String,
+    version: String,
+}
+
+impl Session {
+    /// Who is at the other end; known after the first request.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// Takes in a request.
+    ///
+    /// # Errors
+    /// The peer broke the protocol; the stream should be closed with the text.
+    pub fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Event, SessionError> {
+        if self.node.is_none() {
+            let node = request
+                .node
+                .filter(|n| (1..=MAX_NAME_BYTES).contains(&n.id.len()));
+            self.node = Some(node.ok_or(SessionError::NoNode)?);
+        }
+        if !(1..=MAX_NAME_BYTES).contains(&request.type_url.len()) {
+            return Err(SessionError::BadType);
+        }
+        let first = !self.types.contains_key(&request.type_url);
+        if first && self.types.len() >= MAX_TYPES {
+            return Err(SessionError::TooMany);
+        }
+        let state = self.types.entry(request.type_url.clone()).or_default();
+        if first {
+            state.unanswered = true;
+            state.wildcard = request.resource_names_subscribe.is_empty();
+            state.known = request.initial_resource_versions;
+        }
+        // Subscriptions count whatever the nonce: they are not part of the answer.
+        let subscribed = state.subscribe(
+            request.resource_names_subscribe,
+            request.resource_names_unsubscribe,
+        )?;
+        if request.response_nonce.is_empty() {
+            return Ok(Event::Subscribed);
+        }
+        let matches = |o: &mut Outstanding| o.nonce == request.response_nonce;
+        let Some(outstanding) = state.outstanding.take_if(matches) else {
+            return Ok(if subscribed {
+                Event::Subscribed
+            } else {
+                Event::Stale
+            });
+        };
+        let (type_url, version) = (request.type_url, outstanding.version);
+        Ok(match request.error_detail {
+            None => Event::Acked { type_url, version },
+            Some(status) => Event::Refused {
+                type_url,
+                version,
+                reason: status.message,
+            },
+        })
+    }
+
+    /// The next response to send, or `None` when nothing has changed for this sidecar or everything
+    /// that has waits for an answer. Call again until `None`.
+    pub fn next(&mut self, resources: &Resources) -> Option<DeltaDiscoveryResponse> {
+        let ours = PUSH_ORDER.into_iter();
+        let others = self
+            .types
+            .keys()
+            .filter(|t| !PUSH_ORDER.contains(&t.as_str()));
+        let order: Vec<String> = ours.map(str::to_owned).chain(others.cloned()).collect();
+        for type_url in order {
+            let Some(state) = self.types.get_mut(&type_url) else {
+                continue;
+            };
+            let set = resources.of_type(&type_url);
+            let Some((changed, removed)) = state.changes(set) else {
+                continue;
+            };
+            self.nonces += 1;
+            let nonce = self.nonces.to_string();
+            state.outstanding = Some(Outstanding {
+                nonce: nonce.clone(),
+                version: set.version.clone(),
+            });
+            return Some(DeltaDiscoveryResponse {
+                system_version_info: set.version.clone(),
+                resources: changed,
+                type_url,
+                nonce,
+                removed_resources: removed,
+                control_plane: Some(ControlPlane {
+                    identifier: "outrigger".into(),
+                }),
+            });
+        }
+        None
+    }
+}
+
+impl TypeState {
+    /// Applies a change of subscription; true when there was one.
+    fn subscribe(&mut self, add: Vec<String>, remove: Vec<String>) -> Result<bool, SessionError> {
+        let changed = !add.is_empty() || !remove.is_empty();
+        for name in add {
+            if name == WILDCARD {
+                self.wildcard = true;
+                self.unanswered = true;
+                continue;
+            }
+            if self.names.len() >= MAX_NAMES || name.len() > MAX_NAME_BYTES {
+                return Err(SessionError::TooMany);
+            }
+            self.asked.insert(name.clone());
+            self.names.insert(name);
+        }
+        for name in remove {
+            if name == WILDCARD {
+                self.wildcard = false;
+                self.known.retain(|known, _| self.names.contains(known));
+                continue;
+            }
+            self.names.remove(&name);
+            self.asked.remove(&name);
+            if !self.wildcard {
+                self.known.remove(&name);
+            }
+        }
+        Ok(changed)
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.wildcard || self.names.contains(name)
+    }
+
+    /// What to send now: changed resources and removed names. Notes it as sent.
+    fn changes(&mut self, set: &TypeSet) -> Option<(Vec<Resource>, Vec<String>)> {
+        if self.outstanding.is_some() {
+            return None;
+        }
+        let is_news = |resource: &&Resource| {
+            self.wants(&resource.name)
+                && (self.known.get(&resource.name) != Some(&resource.version)
+                    || self.asked.contains(&resource.name))
+        };
+        let changed: Vec<Resource> = set.resources.values().filter(is_news).cloned().collect();
+        let gone = self.known.keys().chain(&self.asked);
+        let removed: BTreeSet<String> = gone
+            .filter(|name| !set.resources.contains_key(*name))
+            .cloned()
+            .collect();
+        if changed.is_empty() && removed.is_empty() && !self.unanswered {
+            return None;
+        }
+        self.unanswered = false;
+        self.asked.clear();
+        self.known.retain(|name, _| !removed.contains(name));
+        for resource in &changed {
+            self.known
+                .insert(resource.name.clone(), resource.version.clone());
+        }
+        Some((changed, removed.into_iter().collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use outrigger_config::wire::{DOCUMENT_TYPE, ENDPOINTS_TYPE, Status};
+
+    use super::*;
+    use crate::world::{DocumentEntry, World};
+
+    fn world(documents: &[(&str, &str)]) -> Resources {
+        let entry = |(name, json): &(&str, &str)| {
+            let entry = DocumentEntry {
+                name: (*name).into(),
+                json: (*json).into(),
+                generation: 0,
+            };
+            ((*name).to_owned(), entry)
+        };
+        let documents = documents.iter().map(entry).collect();
+        crate::render::render(&World {
+            documents,
+            ..World::default()
+        })
+    }
+
+    fn request(type_url: &str) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            node: Some(Node {
+                id: "web-1".into(),
+                ..Node::default()
+            }),
+            type_url: type_url.into(),
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+
+    fn answer(response: &DeltaDiscoveryResponse, refused: Option<&str>) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            error_detail: refused.map(|m| Status {
+                code: 3,
+                message: m.into(),
+                details: vec![],
+            }),
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+
+    fn subscribed() -> Session {
+        let mut session = Session::default();
+        assert_eq!(
+            session.on_request(request(DOCUMENT_TYPE)),
+            Ok(Event::Subscribed)
+        );
+        session
+    }
+
+    fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
+        response.resources.iter().map(|r| r.name.as_str()).collect()
+    }
+
+    #[test]
+    fn the_first_request_is_answered_even_with_nothing() {
+        let mut session = subscribed();
+        let response = session.next(&world(&[])).expect("a first answer");
+        assert!(response.resources.is_empty());
+        assert_eq!(session.next(&world(&[])), None);
+    }
+
+    #[test]
+    fn only_what_changed_is_sent_and_what_is_gone_is_named() {
+        let mut session = subscribed();
+        let response = session
+            .next(&world(&[("a", "1"), ("b", "1")]))
+            .expect("all");
+        assert_eq!(names(&response), ["a", "b"]);
+        let event = session
+            .on_request(answer(&response, None))
+            .expect("in order");
+        let version = response.system_version_info;
+        assert_eq!(
+            event,
+            Event::Acked {
+                type_url: DOCUMENT_TYPE.into(),
+                version
+            }
+        );
+        assert_eq!(session.next(&world(&[("a", "1"), ("b", "1")])), None);
+        let response = session
+            .next(&world(&[("b", "2"), ("c", "1")]))
+            .expect("a change");
+        assert_eq!(names(&response), ["b", "c"]);
+        assert_eq!(response.removed_resources, ["a"]);
+    }
+
+    #[test]
+    fn nothing_is_pushed_before_the_answer_and_then_the_latest_wins() {
+        let mut session = subscribed();
+        let first = session.next(&world(&[("a", "1")])).expect("the first");
+        for version in ["2", "3", "4"] {
+            assert_eq!(session.next(&world(&[("a", version)])), None);
+        }
+        session.on_request(answer(&first, None)).expect("in order");
+        let latest = world(&[("a", "5")]);
+        let second = session.next(&latest).expect("the latest");
+        assert_eq!(
+            second.resources[0],
+            latest.of_type(DOCUMENT_TYPE).resources["a"]
+        );
+        assert_ne!(first.nonce, second.nonce);
+    }
+
+    #[test]
+    fn a_refusal_is_reported_and_not_sent_again_until_something_changes() {
+        let mut session = subscribed();
+        let bad = session.next(&world(&[("a", "bad")])).expect("the first");
+        let event = session
+            .on_request(answer(&bad, Some("a: no")))
+            .expect("in order");
+        assert!(matches!(event, Event::Refused { reason, .. } if reason == "a: no"));
+        assert_eq!(session.next(&world(&[("a", "bad")])), None);
+        assert_eq!(
+            names(&session.next(&world(&[("a", "good")])).expect("the repair")),
+            ["a"]
+        );
+    }
+
+    #[test]
+    fn a_stale_nonce_answers_nothing_but_its_subscription_counts() {
+        let mut session = subscribed();
+        let first = session.next(&world(&[("a", "1")])).expect("the first");
+        let mut stale = answer(&first, None);
+        stale.response_nonce = "77".into();
+        assert_eq!(session.on_request(stale.clone()), Ok(Event::Stale));
+        assert_eq!(session.next(&world(&[("a", "2")])), None);
+        stale.resource_names_subscribe = vec!["absent".into()];
+        assert_eq!(session.on_request(stale), Ok(Event::Subscribed));
+        session.on_request(answer(&first, None)).expect("in order");
+        let next = session
+            .next(&world(&[("a", "1")]))
+            .expect("the absent name");
+        assert_eq!(next.removed_resources, ["absent"]);
+    }
+
+    #[test]
+    fn a_resumed_stream_gets_the_difference_only() {
+        let resources = world(&[("a", "1"), ("b", "2")]);
+        let have = resources.of_type(DOCUMENT_TYPE).resources["a"]
+            .version
+            .clone();
+        let mut resume = request(DOCUMENT_TYPE);
+        resume.initial_resource_versions =
+            [("a".to_owned(), have), ("gone".to_owned(), "1".to_owned())].into();
+        let mut session = Session::default();
+        session.on_request(resume).expect("a first request");
+        let response = session.next(&resources).expect("the difference");
+        assert_eq!(names(&response), ["b"]);
+        assert_eq!(response.removed_resources, ["gone"]);
+    }
+
+    #[test]
+    fn named_subscriptions_get_their_names_and_forget_the_unsubscribed() {
+        let mut named = request(DOCUMENT_TYPE);
+        named.resource_names_subscribe = vec!["a".into(), "later".into()];
+        let mut session = Session::default();
+        session.on_request(named).expect("a first request");
+        let response = session
+            .next(&world(&[("a", "1"), ("b", "1")]))
+            .expect("the names");
+        assert_eq!(
+            (names(&response), &response.removed_resources),
+            (vec!["a"], &vec!["later".to_owned()])
+        );
+        session
+            .on_request(answer(&response, None))
+            .expect("in order");
+        let response = session
+            .next(&world(&[("a", "1"), ("later", "1")]))
+            .expect("it appeared");
+        assert_eq!(names(&response), ["later"]);
+        let mut fewer = answer(&response, None);
+        fewer.resource_names_unsubscribe = vec!["a".into()];
+        session.on_request(fewer).expect("in order");
+        assert_eq!(session.next(&world(&[("a", "2"), ("later", "1")])), None);
+        let mut again = request(DOCUMENT_TYPE);
+        again.resource_names_subscribe = vec!["later".into()];
+        session.on_request(again).expect("a subscription");
+        let response = session
+            .next(&world(&[("later", "1")]))
+            .expect("asked for again");
+        assert_eq!(names(&response), ["later"]);
+    }
+
+    #[test]
+    fn types_do_not_wait_for_each_other_and_endpoints_come_first() {
+        let mut session = subscribed();
+        session
+            .on_request(request(ENDPOINTS_TYPE))
+            .expect("a second type");
+        let resources = world(&[("a", "1")]);
+        let order: Vec<_> = std::iter::from_fn(|| session.next(&resources)).collect();
+        let types: Vec<_> = order.iter().map(|r| r.type_url.as_str()).collect();
+        assert_eq!(types, [ENDPOINTS_TYPE, DOCUMENT_TYPE]);
+    }
+
+    #[test]
+    fn a_type_that_is_not_ours_is_answered_with_nothing() {
+        let mut session = Session::default();
+        session
+            .on_request(request("type.googleapis.com/other"))
+            .expect("a first request");
+        let response = session.next(&world(&[("a", "1")])).expect("a first answer");
+        assert!(response.resources.is_empty());
+    }
+
+    #[test]
+    fn broken_peers_are_told_what_they_broke() {
+        let check = |edit: &dyn Fn(&mut DeltaDiscoveryRequest), expected: SessionError| {
+            let mut bad = request(DOCUMENT_TYPE);
+            edit(&mut bad);
+            assert_eq!(Session::default().on_request(bad), Err(expected));
+        };
+        check(&|r| r.node = None, SessionError::NoNode);
+        check(&|r| r.node = Some(Node::default()), SessionError::NoNode);
+        check(&|r| r.type_url.clear(), SessionError::BadType);
+        check(
+            &|r| r.resource_names_subscribe = vec!["n".repeat(2000)],
+            SessionError::TooMany,
+        );
+        let mut session = subscribed();
+        let types = (0..MAX_TYPES).map(|n| session.on_request(request(&format!("t{n}"))));
+        assert_eq!(types.last(), Some(Err(SessionError::TooMany)));
+    }
+}

@@ -1,0 +1,657 @@
+//! The registry of instances that announce themselves and keep a lease by heartbeats.
+//!
+//! Owns the leases and what they mean: a missed `ttl` makes an instance [`Unhealthy`], a missed
+//! `removeAfter` removes it, a heartbeat brings it back. Pure: it reads no clock (it receives
+//! `now`) and does no I/O (`state.rs` keeps a copy on disk). Static endpoints are not here; the
+//! two meet in `world.rs`. Stands on the life of a config update, at its source.
+//!
+//! Two guards keep a fault of ours from emptying a good set: time in which this process did not
+//! run is not counted against anyone, and leases read back after a restart start afresh.
+//!
+//! [`Unhealthy`]: EndpointState::Unhealthy
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use outrigger_config::wire::{Endpoint, EndpointState};
+use serde::{Deserialize, Serialize};
+
+/// The most instances one service may have; the next one is refused.
+pub const MAX_PER_SERVICE: usize = 10_000;
+
+/// The most instances altogether; bounds memory against a runaway registrant.
+pub const MAX_TOTAL: usize = 100_000;
+
+/// How often [`Registry::sweep`] should run: a lost instance is noticed within this time.
+pub const SWEEP_EVERY: Duration = Duration::from_millis(250);
+
+/// A gap between two sweeps above which this process was stopped or starved, so that heartbeats
+/// may be waiting unread: the gap is credited to every lease.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
+
+/// What an instance says about itself. Unknown members are refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Registration {
+    /// Unique within the service: letters, digits and `._:-`, at most 128. Default:
+    /// `address-port`, so that an instance that comes back takes its own place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// An IP address that sidecars can reach.
+    pub address: String,
+    /// 1 to 65535.
+    pub port: u16,
+    /// The zone it runs in.
+    #[serde(default)]
+    pub zone: String,
+    /// Its share relative to the others, 0 to 10000; default 100; 0 takes no new traffic.
+    #[serde(default = "default_weight")]
+    pub weight: u32,
+    /// Free facts, at most 32.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The state to start in; default Serving.
+    #[serde(default)]
+    pub state: State,
+}
+
+fn default_weight() -> u32 {
+    100
+}
+
+/// What an instance may set itself to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// Takes requests.
+    #[default]
+    Serving,
+    /// Finishes what it has.
+    Draining,
+    /// Takes nothing.
+    Disabled,
+}
+
+impl From<State> for EndpointState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Serving => Self::Serving,
+            State::Draining => Self::Draining,
+            State::Disabled => Self::Disabled,
+        }
+    }
+}
+
+/// How long an instance lives without a heartbeat (`discovery.heartbeat` of its service).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Without a heartbeat for this long: excluded.
+    pub ttl: Duration,
+    /// Without a heartbeat for this long: removed. Not below `ttl`.
+    pub remove_after: Duration,
+}
+
+/// One registered instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// What it said.
+    pub registration: Registration,
+    /// Its lease.
+    pub lease: Lease,
+    /// When it was last heard.
+    pub seen: Duration,
+    /// Its lease's `ttl` has passed.
+    pub missed: bool,
+}
+
+impl Instance {
+    /// What sidecars are told.
+    pub fn state(&self) -> EndpointState {
+        if self.missed {
+            EndpointState::Unhealthy
+        } else {
+            self.registration.state.into()
+        }
+    }
+}
+
+/// An instance as it is kept on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Saved {
+    /// `namespace/name`.
+    pub service: String,
+    /// With its id filled in.
+    pub registration: Registration,
+    /// Milliseconds.
+    pub ttl: u64,
+    /// Milliseconds.
+    pub remove_after: u64,
+}
+
+/// What a registration led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// The id in use.
+    pub id: String,
+    /// False when an instance of that id was there and has been replaced.
+    pub created: bool,
+}
+
+/// Why the registry refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// A member of the registration cannot be used.
+    #[error("{member}: {problem}")]
+    Invalid {
+        /// The member's name as in JSON.
+        member: &'static str,
+        /// What is wrong and what to write instead.
+        problem: String,
+    },
+    /// No such instance: the caller should register again.
+    #[error("instance {id} of {service} is not registered; register it again")]
+    Unknown {
+        /// `namespace/name`.
+        service: String,
+        /// The id asked for.
+        id: String,
+    },
+    /// One of [`MAX_PER_SERVICE`] and [`MAX_TOTAL`] is reached.
+    #[error(
+        "the registry is full: at most {MAX_PER_SERVICE} instances a service, {MAX_TOTAL} in all"
+    )]
+    Full,
+}
+
+/// What one sweep changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Instances (service, id) that missed their `ttl`.
+    pub missed: Vec<(String, String)>,
+    /// Instances (service, id) that missed their `removeAfter`.
+    pub removed: Vec<(String, String)>,
+    /// The time credited because this process did not run.
+    pub credited: Duration,
+}
+
+impl Swept {
+    /// Whether sidecars have to hear of it.
+    pub fn changed(&self) -> bool {
+        !self.missed.is_empty() || !self.removed.is_empty()
+    }
+}
+
+/// All registered instances, by service (`namespace/name`) and id.
+#[derive(Debug, Default)]
+pub struct Registry {
+    services: BTreeMap<String, BTreeMap<String, Instance>>,
+    total: usize,
+    swept: Option<Duration>,
+}
+
+impl Registry {
+    /// Adds an instance, or replaces the one of the same id, with a fresh lease.
+    ///
+    /// # Errors
+    /// [`RegistryError::Invalid`] and [`RegistryError::Full`]; nothing has changed then.
+    pub fn register(
+        &mut self,
+        service: &str,
+        mut registration: Registration,
+        lease: Lease,
+        now: Duration,
+    ) -> Result<Registered, RegistryError> {
+        check(&registration)?;
+        let id = match registration.id.take() {
+            Some(id) => id,
+            None => format!("{}-{}", registration.address, registration.port),
+        };
+        registration.id = Some(id.clone());
+        let of_service = self.services.get(service);
+        let created = !of_service.is_some_and(|instances| instances.contains_key(&id));
+        let full = of_service.is_some_and(|instances| instances.len() >= MAX_PER_SERVICE);
+        if created && (full || self.total >= MAX_TOTAL) {
+            return Err(RegistryError::Full);
+        }
+        let instance = Instance {
+            registration,
+            lease,
+            seen: now,
+            missed: false,
+        };
+        self.services
+            .entry(service.to_owned())
+            .or_default()
+            .insert(id.clone(), instance);
+        self.total += usize::from(created);
+        Ok(Registered { id, created })
+    }
+
+    /// Renews a lease; true when that brought the instance back, so that sidecars have to hear.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`].
+    pub fn heartbeat(
+        &mut self,
+        service: &str,
+        id: &str,
+        now: Duration,
+    ) -> Result<bool, RegistryError> {
+        let instance = self.instance_mut(service, id)?;
+        instance.seen = now;
+        Ok(std::mem::take(&mut instance.missed))
+    }
+
+    /// Sets an instance's state; true when it was another one. Does not renew the lease.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`].
+    pub fn set_state(
+        &mut self,
+        service: &str,
+        id: &str,
+        state: State,
+    ) -> Result<bool, RegistryError> {
+        let instance = self.instance_mut(service, id)?;
+        Ok(std::mem::replace(&mut instance.registration.state, state) != state)
+    }
+
+    /// Removes an instance at its own wish.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`].
+    pub fn remove(&mut self, service: &str, id: &str) -> Result<(), RegistryError> {
+        self.instance_mut(service, id)?;
+        let instances = self
+            .services
+            .get_mut(service)
+            .expect("the instance was just found in it");
+        instances.remove(id);
+        self.total -= 1;
+        if instances.is_empty() {
+            self.services.remove(service);
+        }
+        Ok(())
+    }
+
+    /// Applies the passing of time. Serving → Unhealthy after `ttl`, gone after `removeAfter`.
+    pub fn sweep(&mut self, now: Duration) -> Swept {
+        let mut swept = Swept::default();
+        let gap = now.saturating_sub(self.swept.replace(now).unwrap_or(now));
+        if gap > STALLED_AFTER {
+            swept.credited = gap;
+        }
+        for (service, instances) in &mut self.services {
+            instances.retain(|id, instance| {
+                instance.seen = (instance.seen + swept.credited).min(now);
+                let silent = now.saturating_sub(instance.seen);
+                if silent >= instance.lease.remove_after {
+                    swept.removed.push((service.clone(), id.clone()));
+                    return false;
+                }
+                if silent >= instance.lease.ttl && !instance.missed {
+                    instance.missed = true;
+                    swept.missed.push((service.clone(), id.clone()));
+                }
+                true
+            });
+        }
+        self.total -= swept.removed.len();
+        self.services.retain(|_, instances| !instances.is_empty());
+        swept
+    }
+
+    /// Gives every instance of a service its service's current lease times.
+    pub fn set_lease(&mut self, service: &str, lease: Lease) {
+        for instance in self
+            .services
+            .get_mut(service)
+            .into_iter()
+            .flat_map(BTreeMap::values_mut)
+        {
+            instance.lease = lease;
+        }
+    }
+
+    /// The instances of a service, ordered by id.
+    pub fn instances(&self, service: &str) -> impl Iterator<Item = (&String, &Instance)> {
+        self.services.get(service).into_iter().flatten()
+    }
+
+    /// The services that have instances.
+    pub fn services(&self) -> impl Iterator<Item = &String> {
+        self.services.keys()
+    }
+
+    /// The endpoints of a service as sidecars are told, ordered by id.
+    pub fn endpoints(&self, service: &str) -> Vec<Endpoint> {
+        self.instances(service)
+            .map(|(id, instance)| endpoint(id, instance))
+            .collect()
+    }
+
+    /// How many instances each service has in each state.
+    pub fn counts(&self) -> BTreeMap<(String, EndpointState), u64> {
+        let mut counts = BTreeMap::new();
+        for (service, instances) in &self.services {
+            for instance in instances.values() {
+                *counts
+                    .entry((service.clone(), instance.state()))
+                    .or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    /// What to keep on disk.
+    pub fn save(&self) -> Vec<Saved> {
+        let all = self.services.iter();
+        all.flat_map(|(service, instances)| {
+            instances.values().map(move |instance| Saved {
+                service: service.clone(),
+                registration: instance.registration.clone(),
+                ttl: millis(instance.lease.ttl),
+                remove_after: millis(instance.lease.remove_after),
+            })
+        })
+        .collect()
+    }
+
+    /// Takes up what was kept, every lease starting afresh at `now`: what happened to an instance
+    /// while nobody listened is unknown, so it is not held against it. Returns how many.
+    pub fn restore(&mut self, saved: Vec<Saved>, now: Duration) -> usize {
+        let mut restored = BTreeSet::new();
+        for Saved {
+            service,
+            registration,
+            ttl,
+            remove_after,
+        } in saved
+        {
+            let lease = Lease {
+                ttl: Duration::from_millis(ttl),
+                remove_after: Duration::from_millis(remove_after.max(ttl)),
+            };
+            if let Ok(registered) = self.register(&service, registration, lease, now) {
+                restored.insert((service, registered.id));
+            }
+        }
+        restored.len()
+    }
+
+    fn instance_mut(&mut self, service: &str, id: &str) -> Result<&mut Instance, RegistryError> {
+        let found = self
+            .services
+            .get_mut(service)
+            .and_then(|instances| instances.get_mut(id));
+        found.ok_or_else(|| RegistryError::Unknown {
+            service: service.into(),
+            id: id.into(),
+        })
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn endpoint(id: &str, instance: &Instance) -> Endpoint {
+    let registration = &instance.registration;
+    Endpoint {
+        id: id.to_owned(),
+        address: registration.address.clone(),
+        port: u32::from(registration.port),
+        zone: registration.zone.clone(),
+        weight: registration.weight,
+        state: instance.state().into(),
+        labels: registration.labels.clone(),
+        identity: String::new(),
+    }
+}
+
+/// Refuses what sidecars could not use, and what would make names ambiguous.
+fn check(registration: &Registration) -> Result<(), RegistryError> {
+    let invalid = |member, problem: &str| {
+        Err(RegistryError::Invalid {
+            member,
+            problem: problem.to_owned(),
+        })
+    };
+    if let Some(id) = &registration.id
+        && !(1..=128).contains(&id.len())
+    {
+        return invalid("id", "write 1 to 128 characters, or leave it out");
+    }
+    if let Some(id) = &registration.id
+        && !id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
+    {
+        return invalid("id", "use letters, digits and . _ : - only");
+    }
+    if let Err(problem) = check_address(&registration.address) {
+        return invalid("address", problem);
+    }
+    if registration.port == 0 {
+        return invalid("port", "write a port from 1 to 65535");
+    }
+    if registration.weight > 10_000 {
+        return invalid("weight", "write 0 to 10000");
+    }
+    if !is_label(&registration.zone) {
+        return invalid("zone", "write at most 253 printable characters");
+    }
+    if registration.labels.len() > 32 {
+        return invalid("labels", "write at most 32");
+    }
+    if !registration
+        .labels
+        .iter()
+        .all(|(k, v)| !k.is_empty() && is_label(k) && is_label(v))
+    {
+        return invalid(
+            "labels",
+            "write names and values of at most 253 printable characters",
+        );
+    }
+    Ok(())
+}
+
+fn is_label(text: &str) -> bool {
+    text.len() <= 253 && !text.chars().any(char::is_control)
+}
+
+fn check_address(address: &str) -> Result<(), &'static str> {
+    match address.parse::<IpAddr>() {
+        Ok(ip) if ip.is_unspecified() || ip.is_multicast() => {
+            Err("this address stands for no single peer; write the one that sidecars can reach")
+        }
+        Ok(_) => Ok(()),
+        Err(_) => Err("write an IP address, without scheme, port or brackets"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Lease = Lease {
+        ttl: Duration::from_secs(15),
+        remove_after: Duration::from_secs(60),
+    };
+    const S: &str = "shop/reports";
+
+    fn secs(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn registration(port: u16) -> Registration {
+        serde_json::from_value(serde_json::json!({"address": "127.0.0.1", "port": port}))
+            .expect("a valid registration")
+    }
+
+    fn with_one() -> (Registry, String) {
+        let mut registry = Registry::default();
+        registry.sweep(secs(0));
+        let registered = registry
+            .register(S, registration(9001), LEASE, secs(0))
+            .expect("room");
+        assert!(registered.created);
+        (registry, registered.id)
+    }
+
+    /// Sweeps as often as the program does, so that no time is credited.
+    fn sweep_until(registry: &mut Registry, from: u64, to: u64) -> Swept {
+        let mut all = Swept::default();
+        for second in from..=to {
+            let swept = registry.sweep(secs(second));
+            all.missed.extend(swept.missed);
+            all.removed.extend(swept.removed);
+            all.credited += swept.credited;
+        }
+        all
+    }
+
+    #[test]
+    fn a_missed_ttl_excludes_and_a_missed_remove_after_removes() {
+        let (mut registry, id) = with_one();
+        assert!(!sweep_until(&mut registry, 1, 14).changed());
+        assert_eq!(registry.endpoints(S)[0].state(), EndpointState::Serving);
+        assert_eq!(
+            registry.sweep(secs(15)).missed,
+            [(S.to_owned(), id.clone())]
+        );
+        assert_eq!(registry.endpoints(S)[0].state(), EndpointState::Unhealthy);
+        assert!(!sweep_until(&mut registry, 16, 59).changed());
+        assert_eq!(registry.sweep(secs(60)).removed, [(S.to_owned(), id)]);
+        assert!(registry.endpoints(S).is_empty());
+        assert_eq!(registry.services().count(), 0);
+    }
+
+    #[test]
+    fn a_heartbeat_renews_and_brings_back() {
+        let (mut registry, id) = with_one();
+        sweep_until(&mut registry, 1, 10);
+        assert_eq!(registry.heartbeat(S, &id, secs(10)), Ok(false));
+        assert!(!sweep_until(&mut registry, 11, 24).changed());
+        assert!(registry.sweep(secs(25)).changed());
+        assert_eq!(registry.heartbeat(S, &id, secs(26)), Ok(true));
+        assert_eq!(registry.endpoints(S)[0].state(), EndpointState::Serving);
+    }
+
+    #[test]
+    fn a_heartbeat_of_an_unknown_instance_says_register_again() {
+        let (mut registry, id) = with_one();
+        registry.remove(S, &id).expect("it is there");
+        let error = registry.heartbeat(S, &id, secs(1)).expect_err("it is gone");
+        assert!(error.to_string().contains("register it again"));
+        assert!(registry.remove(S, &id).is_err());
+        assert!(
+            registry
+                .set_state("shop/other", &id, State::Draining)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn state_is_set_and_survives_a_missed_heartbeat() {
+        let (mut registry, id) = with_one();
+        assert_eq!(registry.set_state(S, &id, State::Draining), Ok(true));
+        assert_eq!(registry.set_state(S, &id, State::Draining), Ok(false));
+        sweep_until(&mut registry, 1, 16);
+        assert_eq!(registry.endpoints(S)[0].state(), EndpointState::Unhealthy);
+        assert_eq!(registry.heartbeat(S, &id, secs(17)), Ok(true));
+        assert_eq!(registry.endpoints(S)[0].state(), EndpointState::Draining);
+    }
+
+    #[test]
+    fn registering_again_replaces_and_renews() {
+        let (mut registry, id) = with_one();
+        sweep_until(&mut registry, 1, 16);
+        let again = Registration {
+            weight: 7,
+            ..registration(9001)
+        };
+        let registered = registry.register(S, again, LEASE, secs(16)).expect("room");
+        assert_eq!(registered, Registered { id, created: false });
+        assert_eq!(registry.endpoints(S)[0].weight, 7);
+        assert_eq!(registry.endpoints(S)[0].state(), EndpointState::Serving);
+    }
+
+    #[test]
+    fn time_in_which_this_process_was_stopped_is_not_counted() {
+        let (mut registry, _) = with_one();
+        sweep_until(&mut registry, 1, 5);
+        let swept = registry.sweep(secs(600));
+        assert!(!swept.changed());
+        assert_eq!(swept.credited, secs(595));
+        assert!(sweep_until(&mut registry, 601, 611).changed());
+    }
+
+    #[test]
+    fn restored_leases_start_afresh() {
+        let (mut registry, id) = with_one();
+        registry
+            .set_state(S, &id, State::Draining)
+            .expect("it is there");
+        let saved = registry.save();
+        let mut later = Registry::default();
+        assert_eq!(later.restore(saved, secs(1000)), 1);
+        assert!(!later.sweep(secs(1001)).changed());
+        assert_eq!(later.endpoints(S)[0].state(), EndpointState::Draining);
+    }
+
+    #[test]
+    fn unusable_registrations_are_refused() {
+        let check = |member: &str, edit: &dyn Fn(&mut Registration)| {
+            let mut bad = registration(9001);
+            edit(&mut bad);
+            let mut registry = Registry::default();
+            let error = registry.register(S, bad, LEASE, secs(0)).expect_err(member);
+            assert!(matches!(error, RegistryError::Invalid { member: m, .. } if m == member));
+            assert!(registry.endpoints(S).is_empty());
+        };
+        check("id", &|r| r.id = Some(String::new()));
+        check("id", &|r| r.id = Some("a/b".into()));
+        check("id", &|r| r.id = Some("a".repeat(129)));
+        check("address", &|r| r.address = "http://a".into());
+        check("address", &|r| r.address = "0.0.0.0".into());
+        check("address", &|r| r.address = "a b".into());
+        check("address", &|r| r.address = String::new());
+        check("port", &|r| r.port = 0);
+        check("weight", &|r| r.weight = 10_001);
+        check("zone", &|r| r.zone = "a\nb".into());
+        check("labels", &|r| {
+            r.labels = [(String::new(), String::new())].into();
+        });
+        check("labels", &|r| {
+            r.labels = (0..33).map(|n| (n.to_string(), String::new())).collect();
+        });
+    }
+
+    #[test]
+    fn a_full_service_refuses_the_next_but_renews_the_present() {
+        let mut registry = Registry::default();
+        for n in 0..MAX_PER_SERVICE {
+            let one = Registration {
+                id: Some(n.to_string()),
+                ..registration(9001)
+            };
+            registry.register(S, one, LEASE, secs(0)).expect("room");
+        }
+        let next = Registration {
+            id: Some("next".into()),
+            ..registration(9001)
+        };
+        assert_eq!(
+            registry.register(S, next, LEASE, secs(0)),
+            Err(RegistryError::Full)
+        );
+        let present = Registration {
+            id: Some("0".into()),
+            ..registration(9001)
+        };
+        assert!(registry.register(S, present, LEASE, secs(0)).is_ok());
+    }
+}

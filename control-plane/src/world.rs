@@ -1,0 +1,182 @@
+//! What the mesh is right now: the validated documents and everybody's endpoints.
+//!
+//! Owns how a config and the registry become one picture. Pure. Stands on the life of a config
+//! update, between the sources and `render.rs`.
+//!
+//! Static lists and registered instances leave here in one form, so that a sidecar knows one way
+//! to learn endpoints.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use outrigger_config::MeshConfig;
+use outrigger_config::model::{self, Discovery, HeartbeatDiscovery, MeshService, StaticEndpoint};
+use outrigger_config::wire::{Endpoint, EndpointState};
+use sha2::{Digest as _, Sha256};
+
+use crate::registry::{Lease, Registry};
+use crate::render::short_hex;
+
+/// How long a heartbeat counts where the service does not say.
+const TTL: Duration = Duration::from_secs(15);
+
+/// When a silent instance is removed where the service does not say.
+const REMOVE_AFTER: Duration = Duration::from_secs(60);
+
+/// One document, ready to be pushed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentEntry {
+    /// `MeshRoute/shop/orders`.
+    pub name: String,
+    /// The document as one line of JSON with sorted keys.
+    pub json: String,
+    /// `metadata.generation`, else 0.
+    pub generation: u64,
+}
+
+/// Where the endpoints of a service come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Listed in the document.
+    Static(Vec<Endpoint>),
+    /// They register themselves.
+    Heartbeat(Lease),
+    /// The sidecar finds them: `dns` and the like, or nothing is said.
+    Elsewhere(&'static str),
+}
+
+impl Origin {
+    /// The word in `discovery` of the document.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Static(_) => "static",
+            Self::Heartbeat(_) => "heartbeat",
+            Self::Elsewhere(name) => name,
+        }
+    }
+}
+
+/// A validated config, reduced to what is pushed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// A hash over all documents.
+    pub version: String,
+    /// By name.
+    pub documents: BTreeMap<String, DocumentEntry>,
+    /// By `namespace/name`.
+    pub services: BTreeMap<String, Origin>,
+}
+
+impl Config {
+    /// Reduces a mesh config.
+    pub fn new(mesh: &MeshConfig) -> Self {
+        let mut documents = BTreeMap::new();
+        for document in &mesh.documents {
+            let name = document.resource_name();
+            let generation = document.canonical.pointer("/metadata/generation");
+            let entry = DocumentEntry {
+                name: name.clone(),
+                json: document.to_json(),
+                generation: generation.and_then(|g| g.as_u64()).unwrap_or(0),
+            };
+            documents.insert(name, entry);
+        }
+        let services = mesh.services.iter();
+        let services = services
+            .map(|(name, service)| (name.to_string(), origin(service)))
+            .collect();
+        // The sidecar computes the same version from the same documents: keep the two alike.
+        let mut hash = Sha256::new();
+        for entry in documents.values() {
+            for text in [&entry.name, &entry.json] {
+                hash.update((text.len() as u64).to_be_bytes());
+                hash.update(text);
+            }
+        }
+        Self {
+            version: short_hex(&hash.finalize()),
+            documents,
+            services,
+        }
+    }
+}
+
+/// Documents and endpoints at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct World {
+    /// The version of the config.
+    pub version: String,
+    /// By name.
+    pub documents: BTreeMap<String, DocumentEntry>,
+    /// By service; none for a service whose endpoints the sidecar finds.
+    pub endpoints: BTreeMap<String, Vec<Endpoint>>,
+}
+
+/// Puts the config and the registry together.
+pub fn build(config: &Config, registry: &Registry) -> World {
+    let endpoints = config.services.iter().filter_map(|(service, origin)| {
+        let endpoints = match origin {
+            Origin::Static(endpoints) => endpoints.clone(),
+            Origin::Heartbeat(_) => registry.endpoints(service),
+            Origin::Elsewhere(_) => return None,
+        };
+        Some((service.clone(), endpoints))
+    });
+    World {
+        version: config.version.clone(),
+        documents: config.documents.clone(),
+        endpoints: endpoints.collect(),
+    }
+}
+
+fn origin(service: &MeshService) -> Origin {
+    match service
+        .discovery
+        .as_ref()
+        .and_then(model::DiscoverySpec::as_enum)
+    {
+        Some(Discovery::Static(list)) => Origin::Static(static_endpoints(list)),
+        Some(Discovery::Heartbeat(spec)) => Origin::Heartbeat(lease(spec)),
+        Some(Discovery::Dns(_)) => Origin::Elsewhere("dns"),
+        Some(Discovery::Kubernetes(_)) => Origin::Elsewhere("kubernetes"),
+        Some(Discovery::Consul(_)) => Origin::Elsewhere("consul"),
+        Some(Discovery::Eureka(_)) => Origin::Elsewhere("eureka"),
+        None => Origin::Elsewhere("none"),
+    }
+}
+
+fn lease(spec: &HeartbeatDiscovery) -> Lease {
+    let ttl = spec.ttl.map_or(TTL, |ttl| ttl.0);
+    Lease {
+        ttl,
+        remove_after: spec
+            .remove_after
+            .map_or(REMOVE_AFTER, |after| after.0)
+            .max(ttl),
+    }
+}
+
+/// In the order of their ids, which are `address-port`: the same list gives the same bytes.
+fn static_endpoints(list: &[StaticEndpoint]) -> Vec<Endpoint> {
+    let mut endpoints: BTreeMap<String, Endpoint> = BTreeMap::new();
+    for item in list {
+        let state = match item.state.unwrap_or_default() {
+            model::EndpointState::Serving => EndpointState::Serving,
+            model::EndpointState::Draining => EndpointState::Draining,
+            model::EndpointState::Disabled => EndpointState::Disabled,
+        };
+        let id = format!("{}-{}", item.address, item.port);
+        let endpoint = Endpoint {
+            id: id.clone(),
+            address: item.address.to_string(),
+            port: u32::from(item.port),
+            zone: item.zone.clone().unwrap_or_default(),
+            weight: item.weight.unwrap_or(100),
+            state: state.into(),
+            labels: BTreeMap::new(),
+            identity: item.identity.clone().unwrap_or_default(),
+        };
+        endpoints.insert(id, endpoint);
+    }
+    endpoints.into_values().collect()
+}
