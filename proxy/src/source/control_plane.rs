@@ -1,0 +1,523 @@
+//! The sidecar's end of the discovery stream: from a control plane to a [`ConfigSink`].
+//!
+//! Owns the connection, its retries and the answers. What has been received and what is in effect
+//! is in `received`; what survives a restart in `snapshot_cache`. Parses no documents: the sink
+//! does, and what it refuses is told to the control plane word for word. Stands on the life of a
+//! config update, where it enters the sidecar.
+//!
+//! A broken stream changes nothing: the sidecar goes on with what it has, for ever if need be, and
+//! says on reconnect what that is, so that only the difference is sent.
+
+mod received;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use outrigger_config::wire::{
+    DELTA_PATH, DOCUMENT_TYPE, DeltaDiscoveryRequest, DeltaDiscoveryResponse, ENDPOINTS_TYPE,
+    Endpoints, Locality, MAX_MESSAGE_BYTES, Node, Status, Struct, Value, cap_diagnostics,
+};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::body::Body;
+use tonic::client::Grpc;
+use tonic_prost::ProstCodec;
+use tracing::{debug, info, warn};
+
+use super::snapshot_cache::{LastGood, NamedDocument, SnapshotCache};
+use received::Received;
+
+/// A silent connection is asked whether it is alive this often, and given up when it does not
+/// answer for as long again. The control plane does the same.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// How long connecting, and then the first answer, may take.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the first documents wait for the first endpoints: a resource not delivered 15 s after
+/// it was asked for counts as absent (xDS protocol, gRFC A57).
+const ENDPOINTS_WITHIN: Duration = Duration::from_secs(15);
+
+/// How this sidecar presents itself, and what it starts from.
+#[derive(Debug)]
+pub struct Options {
+    /// Where the control plane is; see [`parse_address`].
+    pub address: Uri,
+    /// Unique among the sidecars: the workload's name, with its namespace.
+    pub node_id: String,
+    /// The service beside this sidecar; empty when there is none.
+    pub service: String,
+    /// The workload's namespace.
+    pub namespace: String,
+    /// The workload's zone; empty when unknown.
+    pub zone: String,
+    /// What [`SnapshotCache::load`] found. Applied first, before anything is dialed.
+    pub resume: Option<LastGood>,
+    /// Where every accepted state is kept; `None` keeps nothing.
+    pub cache: Option<SnapshotCache>,
+    /// Shown to metrics and the admin API.
+    pub link: Arc<Link>,
+}
+
+/// Reads the control plane's address, `http://host:port`.
+///
+/// # Errors
+/// A text for people: not a URL, no host, or a scheme other than `http`.
+pub fn parse_address(text: &str) -> Result<Uri, String> {
+    let uri: Uri = text
+        .parse()
+        .map_err(|e| format!("{text:?} is not a URL: {e}"))?;
+    if uri.scheme_str() != Some("http") {
+        return Err(format!("{text:?}: only http:// is supported yet"));
+    }
+    if uri.host().is_none_or(str::is_empty) {
+        return Err(format!("{text:?} names no host"));
+    }
+    Ok(uri)
+}
+
+/// Takes updates; implemented where snapshots are compiled.
+pub trait ConfigSink {
+    /// Takes an update as a whole or refuses it as a whole.
+    ///
+    /// # Errors
+    /// The diagnostics for the control plane, at most 4 KiB (longer ones are cut). What was in
+    /// effect stays in effect.
+    fn apply(&mut self, update: Update) -> Result<(), String>;
+}
+
+/// A change of what is in effect. At least one member says something.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Update {
+    /// The whole set of documents, when any of them changed.
+    pub documents: Option<DocumentSet>,
+    /// Services whose endpoints changed, each with all its endpoints.
+    pub endpoints: Vec<Arc<Endpoints>>,
+    /// Services (`namespace/name`) that no longer have a pushed set of endpoints.
+    pub removed_endpoints: Vec<String>,
+}
+
+/// Every document of the mesh.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DocumentSet {
+    /// The control plane's version of the set.
+    pub version: String,
+    /// By resource name, such as `MeshRoute/shop/orders`.
+    pub documents: BTreeMap<String, NamedDocument>,
+}
+
+impl LastGood {
+    /// All of it as one update.
+    pub fn to_update(&self) -> Update {
+        let documents = self.documents.clone();
+        Update {
+            documents: Some(DocumentSet {
+                version: self.version.clone(),
+                documents,
+            }),
+            endpoints: self.endpoints.values().cloned().collect(),
+            removed_endpoints: Vec::new(),
+        }
+    }
+}
+
+/// The state of the connection, for metrics (`outrigger_control_plane_connected`) and people.
+#[derive(Debug, Default)]
+pub struct Link {
+    connected: AtomicBool,
+    connects: AtomicU64,
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    problem: Mutex<Option<String>>,
+}
+
+impl Link {
+    /// Whether a stream is open and has been answered.
+    pub fn connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// How many streams have been opened.
+    pub fn connects(&self) -> u64 {
+        self.connects.load(Ordering::Relaxed)
+    }
+
+    /// How many pushes were accepted.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// How many pushes were refused.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// The latest trouble: why there is no connection, or why the latest push was refused.
+    pub fn problem(&self) -> Option<String> {
+        self.problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set_problem(&self, problem: Option<String>) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+}
+
+/// Follows the control plane for as long as it is polled; never returns. Needs a tokio runtime with
+/// time and I/O; the sink may be `!Send`.
+///
+/// # Cancel safety
+/// Dropping the future closes the connection; an update is taken whole or not at all.
+pub async fn run(mut options: Options, mut sink: impl ConfigSink) -> Infallible {
+    let mut received = Received::default();
+    if let Some(last_good) = options.resume.take() {
+        let version = last_good.version.clone();
+        match sink.apply(last_good.to_update()) {
+            Ok(()) => {
+                info!(version, "config of the last run is in effect");
+                received = Received::resumed(last_good);
+            }
+            Err(problem) => warn!(version, problem, "config of the last run is refused"),
+        }
+    }
+    let cache = options.cache.take();
+    let follow = follow(&options, &mut received, cache.as_ref(), &mut sink);
+    match &cache {
+        // Both never return.
+        Some(cache) => tokio::select! {
+            never = follow => never,
+            never = cache.write_behind() => never,
+        },
+        None => follow.await,
+    }
+}
+
+async fn follow(
+    options: &Options,
+    received: &mut Received,
+    cache: Option<&SnapshotCache>,
+    sink: &mut impl ConfigSink,
+) -> Infallible {
+    let mut failures = 0u32;
+    loop {
+        let mut stream = Stream {
+            options,
+            received,
+            cache,
+            sink,
+            answered: false,
+        };
+        let ended = stream.run().await;
+        let answered = stream.answered;
+        options.link.connected.store(false, Ordering::Relaxed);
+        received.disconnected();
+        failures = if answered { 0 } else { failures + 1 };
+        let wait = reconnect_after(failures, fastrand::f64());
+        match ended {
+            Ok(()) => info!(?wait, "control plane closed the stream"),
+            Err(problem) => {
+                if answered || failures == 1 || failures.is_multiple_of(10) {
+                    warn!(
+                        problem,
+                        failures,
+                        ?wait,
+                        "no control plane; what is in effect stays"
+                    );
+                }
+                options.link.set_problem(Some(problem));
+            }
+        }
+        sleep(wait).await;
+    }
+}
+
+/// How long to wait after `failures` attempts in a row without an answer; `random` is in 0..1.
+///
+/// After a good stream 0 to 1 s, so that the sidecars of a restarted control plane do not come all
+/// at once; then three quick tries; then 1 s × 1.6 up to 30 s, ± 20 % (gRPC's connection backoff).
+fn reconnect_after(failures: u32, random: f64) -> Duration {
+    let base = match failures {
+        0 => return Duration::from_secs_f64(random),
+        1 => 0.1,
+        2 => 0.25,
+        3 => 0.5,
+        more => 1.6f64.powf(f64::from((more - 4).min(20))).min(30.0),
+    };
+    Duration::from_secs_f64(base * (0.8 + 0.4 * random))
+}
+
+/// One stream.
+struct Stream<'a, S> {
+    options: &'a Options,
+    received: &'a mut Received,
+    cache: Option<&'a SnapshotCache>,
+    sink: &'a mut S,
+    answered: bool,
+}
+
+impl<S: ConfigSink> Stream<'_, S> {
+    /// Until the stream ends: `Ok` when the control plane ended it in order.
+    async fn run(&mut self) -> Result<(), String> {
+        let (host, port) = authority(&self.options.address);
+        let connect = timeout(CONNECT_WITHIN, TcpStream::connect((host, port))).await;
+        let tcp = connect
+            .map_err(|_| format!("{host}:{port} does not answer"))?
+            .map_err(|e| format!("cannot connect to {host}:{port}: {e}"))?;
+        let _ = tcp.set_nodelay(true);
+        let handshake = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
+            .handshake::<_, Body>(TokioIo::new(tcp));
+        let (sender, connection) = handshake
+            .await
+            .map_err(|e| format!("no HTTP/2 with {host}:{port}: {e}"))?;
+        let mut connection = pin!(connection);
+        tokio::select! {
+            result = self.talk(sender) => result,
+            ended = connection.as_mut() => match ended {
+                Ok(()) => Err("the connection was closed".to_owned()),
+                Err(e) => Err(format!("the connection broke: {e}")),
+            },
+        }
+    }
+
+    async fn talk(&mut self, sender: SendRequest<Body>) -> Result<(), String> {
+        // Two subscriptions, then one answer per response; a response of a type is sent only after
+        // the answer to the one before.
+        let (requests, outgoing) = mpsc::channel(8);
+        for request in self.subscriptions() {
+            requests.try_send(request).expect("there is room for two");
+        }
+        let codec = ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryResponse>::default();
+        let mut grpc = Grpc::with_origin(H2(sender), self.options.address.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let request = tonic::Request::new(ReceiverStream::new(outgoing));
+        let call = grpc.streaming(request, PathAndQuery::from_static(DELTA_PATH), codec);
+        let response = timeout(CONNECT_WITHIN, call).await;
+        let response = response.map_err(|_| "the control plane does not answer".to_owned())?;
+        let responses = response.map_err(|e| describe(&e))?.into_inner();
+        self.options.link.connects.fetch_add(1, Ordering::Relaxed);
+        self.answer_all(responses, &requests).await
+    }
+
+    async fn answer_all(
+        &mut self,
+        mut responses: Streaming<DeltaDiscoveryResponse>,
+        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+    ) -> Result<(), String> {
+        let mut held: Option<(DeltaDiscoveryResponse, Instant)> = None;
+        loop {
+            let until = held.as_ref().map(|(_, until)| *until);
+            let overdue = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let response = tokio::select! {
+                message = responses.message() => match message {
+                    Ok(Some(response)) => Some(response),
+                    Ok(None) => return Ok(()),
+                    Err(e) => return Err(describe(&e)),
+                },
+                () = overdue => None,
+            };
+            if let Some(response) = response {
+                self.note_answered();
+                self.received.take(&response);
+                if response.type_url == DOCUMENT_TYPE && self.received.must_wait_for_endpoints() {
+                    held = Some((response, Instant::now() + ENDPOINTS_WITHIN));
+                    continue;
+                }
+                self.settle(&response, requests).await?;
+            }
+            let overdue = until.is_some_and(|until| until <= Instant::now());
+            if (overdue || !self.received.must_wait_for_endpoints())
+                && let Some((documents, _)) = held.take()
+            {
+                self.settle(&documents, requests).await?;
+            }
+        }
+    }
+
+    /// Brings a response into effect, and answers it.
+    async fn settle(
+        &mut self,
+        response: &DeltaDiscoveryResponse,
+        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+    ) -> Result<(), String> {
+        let link = &self.options.link;
+        let refusal = match self.received.apply(&response.type_url, self.sink) {
+            Ok(changed) => {
+                if changed
+                    && let (Some(cache), Some(state)) = (self.cache, self.received.in_effect())
+                {
+                    cache.store(state);
+                }
+                link.accepted.fetch_add(1, Ordering::Relaxed);
+                link.set_problem(None);
+                debug!(
+                    type_url = response.type_url,
+                    version = response.system_version_info,
+                    "push accepted"
+                );
+                None
+            }
+            Err(problem) => {
+                let problem = cap_diagnostics(problem);
+                link.refused.fetch_add(1, Ordering::Relaxed);
+                link.set_problem(Some(problem.clone()));
+                let version = &response.system_version_info;
+                warn!(version, problem, "push refused; what is in effect stays");
+                Some(problem)
+            }
+        };
+        let answer = DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            // 3: invalid argument.
+            error_detail: refusal.map(|message| Status {
+                code: 3,
+                message,
+                details: Vec::new(),
+            }),
+            ..DeltaDiscoveryRequest::default()
+        };
+        requests
+            .send(answer)
+            .await
+            .map_err(|_| "the stream was closed".to_owned())
+    }
+
+    /// Endpoints first, so that they are sent first and are there when the documents arrive.
+    fn subscriptions(&self) -> [DeltaDiscoveryRequest; 2] {
+        [
+            (ENDPOINTS_TYPE, Some(node(self.options))),
+            (DOCUMENT_TYPE, None),
+        ]
+        .map(|(type_url, node)| DeltaDiscoveryRequest {
+            node,
+            type_url: type_url.to_owned(),
+            initial_resource_versions: self.received.versions(type_url),
+            ..DeltaDiscoveryRequest::default()
+        })
+    }
+
+    fn note_answered(&mut self) {
+        if !self.answered {
+            self.answered = true;
+            self.options.link.connected.store(true, Ordering::Relaxed);
+            self.options.link.set_problem(None);
+            info!(address = %self.options.address, "control plane connected");
+        }
+    }
+}
+
+fn node(options: &Options) -> Node {
+    let fields = BTreeMap::from([("namespace".to_owned(), Value::text(&options.namespace))]);
+    Node {
+        id: options.node_id.clone(),
+        cluster: options.service.clone(),
+        metadata: Some(Struct { fields }),
+        locality: Some(Locality {
+            zone: options.zone.clone(),
+            ..Locality::default()
+        }),
+        user_agent_name: "outrigger".to_owned(),
+        user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn authority(address: &Uri) -> (&str, u16) {
+    let host = address.host().unwrap_or_default();
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
+    (bare, address.port_u16().unwrap_or(80))
+}
+
+fn describe(status: &tonic::Status) -> String {
+    format!(
+        "the control plane answered {:?}: {}",
+        status.code(),
+        status.message()
+    )
+}
+
+/// The connection as tonic wants to see it.
+struct H2(SendRequest<Body>);
+
+impl tower::Service<Request<Body>> for H2 {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reconnecting_is_quick_at_first_and_bounded() {
+        let check = |failures, random, millis: u128| {
+            assert_eq!(
+                reconnect_after(failures, random).as_millis(),
+                millis,
+                "{failures} {random}"
+            );
+        };
+        check(0, 0.0, 0);
+        check(0, 0.5, 500);
+        check(1, 0.5, 100);
+        check(2, 0.5, 250);
+        check(3, 0.5, 500);
+        check(4, 0.5, 1000);
+        check(5, 0.5, 1600);
+        check(4, 0.0, 800);
+        check(11, 0.5, 26_843);
+        check(12, 0.5, 30_000);
+        check(u32::MAX, 0.5, 30_000);
+    }
+
+    #[test]
+    fn addresses_are_checked() {
+        assert_eq!(
+            authority(&parse_address("http://127.0.0.1:15010").expect("good")),
+            ("127.0.0.1", 15010)
+        );
+        assert_eq!(
+            authority(&parse_address("http://[::1]:1").expect("good")),
+            ("::1", 1)
+        );
+        for bad in ["127.0.0.1:15010", "https://a:1", "http://", "", "ftp://a"] {
+            assert!(parse_address(bad).is_err(), "{bad}");
+        }
+    }
+}
