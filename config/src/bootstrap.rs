@@ -1,0 +1,697 @@
+//! The bootstrap files of the two processes: what needs a restart.
+//!
+//! Owns their types, defaults and checks. Everything that is hot is mesh config.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::model::Empty;
+use crate::report::{Problem, Report, Severity};
+use crate::source::Source;
+use crate::tree::{Node, Place, Value};
+use crate::units::{ByteSize, Dur, Percent};
+
+/// One value or a list of them; never empty once loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct OneOrMany<T>(pub Vec<T>);
+
+impl<T> std::ops::Deref for OneOrMany<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+/// Bootstrap of one sidecar.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProxyBootstrap {
+    /// Who the local application is.
+    pub workload: Workload,
+    /// Where the sidecar listens.
+    #[serde(default)]
+    pub listen: ProxyListen,
+    /// Where inbound calls go when they were not intercepted.
+    #[schemars(extend("format" = "socket-address"))]
+    pub app: Option<SocketAddr>,
+    /// Standalone: a file or a directory with mesh config, watched.
+    pub mesh: Option<PathBuf>,
+    /// The control plane, instead of `mesh`.
+    pub control_plane: Option<ControlPlaneClient>,
+    /// Where the sidecar's identity comes from. Default: none, plaintext.
+    pub identity: Option<IdentitySource>,
+    /// Durable queue and last good config. Default: `./state`.
+    pub state_dir: Option<PathBuf>,
+    /// Threads that serve traffic. Default 1.
+    #[schemars(range(min = 1, max = 1024))]
+    pub workers: Option<u32>,
+    /// How long a stop may take. Default 30s.
+    pub drain: Option<Dur>,
+    /// Which requests are logged, and where.
+    pub access_log: Option<AccessLogSpec>,
+    /// Where spans go. Default: nowhere.
+    pub tracing: Option<TracingSpec>,
+    /// Limits of the wire protocols.
+    pub wire: Option<WireSpec>,
+}
+
+impl ProxyBootstrap {
+    /// `stateDir`, or `./state`.
+    pub fn state_dir(&self) -> &Path {
+        self.state_dir.as_deref().unwrap_or(Path::new("./state"))
+    }
+
+    /// `workers`, or 1.
+    pub fn workers(&self) -> usize {
+        self.workers.unwrap_or(1).max(1) as usize
+    }
+
+    /// `drain`, or 30 s.
+    pub fn drain(&self) -> std::time::Duration {
+        self.drain
+            .map_or(std::time::Duration::from_secs(30), |drain| drain.0)
+    }
+
+    /// Makes every relative path relative to `base`, the directory of the bootstrap file.
+    pub fn resolve(&mut self, base: &Path) {
+        let state = base.join(self.state_dir());
+        self.state_dir = Some(state);
+        let mut paths: Vec<&mut PathBuf> = self.mesh.iter_mut().collect();
+        if let Some(client) = &mut self.control_plane {
+            paths.extend(client.bundle.iter_mut());
+            paths.extend(client.token_file.iter_mut());
+        }
+        if let Some(identity) = &mut self.identity {
+            if let Some(files) = &mut identity.files {
+                paths.extend([&mut files.certificate, &mut files.key, &mut files.bundle]);
+            }
+            if let Some(api) = &mut identity.workload_api {
+                paths.push(&mut api.socket);
+            }
+        }
+        for path in paths {
+            *path = base.join(&*path);
+        }
+    }
+}
+
+/// Who the local application is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Workload {
+    /// Unique among the instances, for example the pod's name.
+    pub name: String,
+    /// Default `default`.
+    #[schemars(extend("format" = "object-name"))]
+    pub namespace: Option<String>,
+    /// The service that it is an instance of. Default: none.
+    #[schemars(extend("format" = "object-name"))]
+    pub service: Option<String>,
+    /// Default `default`.
+    #[schemars(extend("format" = "object-name"))]
+    pub service_account: Option<String>,
+    /// For locality. Default: none.
+    pub zone: Option<String>,
+}
+
+impl Workload {
+    /// `namespace`, or `default`.
+    pub fn namespace(&self) -> &str {
+        self.namespace
+            .as_deref()
+            .unwrap_or(crate::units::DEFAULT_NAMESPACE)
+    }
+
+    /// The service that it is an instance of.
+    pub fn service(&self) -> Option<crate::NamespacedName> {
+        let service = self.service.as_deref()?;
+        Some(crate::NamespacedName::new(self.namespace(), service))
+    }
+}
+
+/// Where the sidecar listens; each takes one address or a list.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProxyListen {
+    /// Calls of the local application leave here. Default: not served.
+    pub outbound: Option<OneOrMany<SocketAddr>>,
+    /// Calls to the local application arrive here. Default: not served.
+    pub inbound: Option<OneOrMany<SocketAddr>>,
+    /// The whole admin API. Default: not served.
+    pub admin: Option<OneOrMany<SocketAddr>>,
+    /// Health and metrics only. Default: not served.
+    pub probes: Option<OneOrMany<SocketAddr>>,
+}
+
+/// How the sidecar reaches the control plane.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ControlPlaneClient {
+    /// `https://host:port`; `http://` only to loopback.
+    #[schemars(extend("format" = "http-url"))]
+    pub address: String,
+    /// A file with the authorities to trust.
+    pub bundle: Option<PathBuf>,
+    /// A file with the join token.
+    pub token_file: Option<PathBuf>,
+}
+
+/// Where the sidecar's identity comes from: exactly one member.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-exactly-one" = true))]
+pub struct IdentitySource {
+    /// Files, watched.
+    pub files: Option<IdentityFiles>,
+    /// The control plane's authority.
+    pub control_plane: Option<Empty>,
+    /// A SPIFFE Workload API.
+    pub workload_api: Option<WorkloadApi>,
+}
+
+/// Identity from files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IdentityFiles {
+    /// The certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// The private key, PEM.
+    pub key: PathBuf,
+    /// The authorities to trust, PEM.
+    pub bundle: PathBuf,
+}
+
+/// Identity from a SPIFFE Workload API.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WorkloadApi {
+    /// A Unix socket.
+    pub socket: PathBuf,
+}
+
+/// Which requests are logged, and where.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessLogSpec {
+    /// Default Errors.
+    pub when: Option<AccessLogWhen>,
+    /// `stdout`, `stderr` or a file. Default stdout.
+    pub to: Option<String>,
+    /// Of the requests without an error, with Sampled. Default 1.
+    pub sample_percent: Option<Percent>,
+}
+
+/// Which requests are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum AccessLogWhen {
+    /// None.
+    Off,
+    /// Those that ended in an error.
+    #[default]
+    Errors,
+    /// Errors, and a share of the others.
+    Sampled,
+    /// All.
+    All,
+}
+
+/// Where spans go.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TracingSpec {
+    /// A collector, OTLP over gRPC.
+    #[schemars(extend("format" = "http-url"))]
+    pub otlp: String,
+    /// The share of requests that begin a trace here, 0 to 1. Default 0.01.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub sample: Option<f64>,
+}
+
+/// Limits of the wire protocols.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WireSpec {
+    /// Headers of one message. Default 100.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_headers: Option<u32>,
+    /// Their size. Default 60KiB.
+    pub max_header_bytes: Option<ByteSize>,
+    /// How long a request's head may take. Default 10s.
+    pub header_timeout: Option<Dur>,
+    /// Connections accepted at a time; 0 is unlimited. Default 0.
+    pub max_connections: Option<u32>,
+    /// Streams at a time on one HTTP/2 connection from downstream. Default 128.
+    #[schemars(range(min = 1))]
+    pub max_streams: Option<u32>,
+}
+
+/// The limits of the wire protocols with their defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wire {
+    /// Headers of one message.
+    pub max_headers: usize,
+    /// Their size in bytes.
+    pub max_header_bytes: u64,
+    /// How long a request's head may take; none is unlimited.
+    pub header_timeout: Option<std::time::Duration>,
+    /// Connections accepted at a time; none is unlimited.
+    pub max_connections: Option<u32>,
+    /// Streams at a time on one HTTP/2 connection from downstream.
+    pub max_streams: u32,
+}
+
+impl ProxyBootstrap {
+    /// The limits of the wire protocols, each as written or its default.
+    pub fn wire(&self) -> Wire {
+        let spec = self.wire.clone().unwrap_or_default();
+        Wire {
+            max_headers: spec.max_headers.unwrap_or(100) as usize,
+            max_header_bytes: spec.max_header_bytes.unwrap_or(ByteSize(60 << 10)).0,
+            header_timeout: spec
+                .header_timeout
+                .map_or(Some(std::time::Duration::from_secs(10)), Dur::enabled),
+            max_connections: spec.max_connections.filter(|count| *count > 0),
+            max_streams: spec.max_streams.unwrap_or(128),
+        }
+    }
+}
+
+/// Bootstrap of the control plane.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ControlPlaneBootstrap {
+    /// Where it listens.
+    #[serde(default)]
+    pub listen: ControlPlaneListen,
+    /// Its certificate; needed unless discovery is on loopback.
+    pub tls: Option<ServerTls>,
+    /// A file or a directory with mesh config, watched.
+    pub config: Option<PathBuf>,
+    /// The cluster's objects, instead of `config`.
+    pub kubernetes: Option<KubernetesSource>,
+    /// Registrations and what survives a restart. Default: `./control-state`.
+    pub state_dir: Option<PathBuf>,
+    /// The certificate authority. Default: none.
+    pub ca: Option<CaSpec>,
+    /// Who may join.
+    pub join: Option<JoinSpec>,
+    /// A registry answer that loses more than this share of a service's endpoints at once is not
+    /// believed at first. Default 50; 0 believes everything.
+    pub protect_shrink: Option<Percent>,
+}
+
+impl ControlPlaneBootstrap {
+    /// `stateDir`, or `./control-state`.
+    pub fn state_dir(&self) -> &Path {
+        self.state_dir
+            .as_deref()
+            .unwrap_or(Path::new("./control-state"))
+    }
+
+    /// `protectShrink`, or 50 %.
+    pub fn protect_shrink(&self) -> Percent {
+        self.protect_shrink.unwrap_or(Percent(50))
+    }
+
+    /// Makes every relative path relative to `base`, the directory of the bootstrap file.
+    pub fn resolve(&mut self, base: &Path) {
+        let state = base.join(self.state_dir());
+        self.state_dir = Some(state);
+        let mut paths: Vec<&mut PathBuf> = self.config.iter_mut().collect();
+        if let Some(tls) = &mut self.tls {
+            paths.extend([&mut tls.certificate, &mut tls.key]);
+        }
+        if let Some(ca) = &mut self.ca {
+            paths.extend([&mut ca.certificate, &mut ca.key]);
+            paths.extend(ca.roots.iter_mut());
+        }
+        for token in self.join.iter_mut().flat_map(|join| &mut join.tokens) {
+            paths.push(&mut token.file);
+        }
+        for path in paths {
+            *path = base.join(&*path);
+        }
+    }
+}
+
+/// Where the control plane listens; each takes one address or a list.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ControlPlaneListen {
+    /// gRPC: push and certificate signing; plaintext only on loopback.
+    pub discovery: Option<OneOrMany<SocketAddr>>,
+    /// HTTP: registry, status, dashboard, metrics and health.
+    pub admin: Option<OneOrMany<SocketAddr>>,
+}
+
+/// A server's certificate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServerTls {
+    /// The certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// The private key, PEM.
+    pub key: PathBuf,
+}
+
+/// Config from the objects of a Kubernetes cluster.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KubernetesSource {
+    /// Default: all namespaces.
+    #[serde(default)]
+    pub namespaces: Vec<String>,
+}
+
+/// The certificate authority of the mesh.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CaSpec {
+    /// The issuer's certificate, PEM.
+    pub certificate: PathBuf,
+    /// The issuer's key, PEM.
+    pub key: PathBuf,
+    /// The roots handed to the sidecars, PEM. Default: the issuer.
+    pub roots: Option<PathBuf>,
+    /// How long a sidecar's certificate lives. Default 24h.
+    pub leaf_ttl: Option<Dur>,
+}
+
+/// Who may join.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JoinSpec {
+    /// Join tokens.
+    #[serde(default)]
+    pub tokens: Vec<JoinToken>,
+}
+
+/// A join token and the identities it may ask for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JoinToken {
+    /// The file with the token.
+    pub file: PathBuf,
+    /// `namespace/name`, with `*` for any.
+    pub service_accounts: Vec<String>,
+}
+
+/// Parses and checks a sidecar's bootstrap file; none when there is any error. Paths are as
+/// written: see [`ProxyBootstrap::resolve`].
+pub fn load_proxy(source: &Source) -> (Option<ProxyBootstrap>, Report) {
+    load_file(
+        source,
+        &crate::schema::compiled().proxy,
+        "sidecar",
+        check_proxy,
+    )
+}
+
+/// Parses and checks the control plane's bootstrap file; none when there is any error. Paths are as
+/// written: see [`ControlPlaneBootstrap::resolve`].
+pub fn load_control_plane(source: &Source) -> (Option<ControlPlaneBootstrap>, Report) {
+    load_file(
+        source,
+        &crate::schema::compiled().control_plane,
+        "control plane",
+        check_control_plane,
+    )
+}
+
+/// The problems of one file while it is read.
+struct Findings<'a> {
+    source: &'a Source,
+    root: &'a Node,
+    report: &'a mut Report,
+}
+
+impl Findings<'_> {
+    fn error(&mut self, code: &'static str, path: &str, message: impl Into<String>) {
+        self.add(Severity::Error, code, path, message.into());
+    }
+
+    fn add(&mut self, severity: Severity, code: &'static str, path: &str, message: String) {
+        let Place { line, column } = self.root.place_of(path);
+        let (file, path) = (self.source.name.clone(), path.to_owned());
+        let problem = Problem {
+            severity,
+            code,
+            file,
+            line,
+            column,
+            path,
+            message,
+            help: None,
+        };
+        self.report.problems.push(problem);
+    }
+}
+
+fn load_file<T: serde::de::DeserializeOwned>(
+    source: &Source,
+    schema: &serde_json::Value,
+    what: &str,
+    check: fn(&T, &mut Findings<'_>),
+) -> (Option<T>, Report) {
+    let mut report = Report::default();
+    let documents = crate::tree::parse(&source.text);
+    report.documents = documents.len();
+    let mut flaws = Vec::new();
+    let mut roots = Vec::new();
+    for document in documents {
+        flaws.extend(document.flaws);
+        roots.extend(document.root);
+    }
+    for flaw in flaws {
+        report.problems.push(flaw.into_problem(&source.name));
+    }
+    let start = Node {
+        place: Place { line: 1, column: 1 },
+        value: Value::Map(Vec::new()),
+    };
+    if report.problems.is_empty() && roots.len() != 1 {
+        let second = roots.get(1).unwrap_or(&start);
+        let message = format!(
+            "a {what}'s bootstrap is one document, found {}",
+            roots.len()
+        );
+        Findings {
+            source,
+            root: second,
+            report: &mut report,
+        }
+        .error("E110", "", message);
+    }
+    let mut loaded = None;
+    if let ([root], false) = (roots.as_slice(), report.has_errors()) {
+        for fault in crate::check::check(root, "", schema, schema) {
+            report.problems.push(fault.into_problem(&source.name));
+        }
+        if !report.has_errors() {
+            let mut findings = Findings {
+                source,
+                root,
+                report: &mut report,
+            };
+            match serde_json::from_value::<T>(root.to_json()) {
+                Ok(value) => {
+                    check(&value, &mut findings);
+                    loaded = Some(value);
+                }
+                Err(error) => findings.error("E109", "", error.to_string()),
+            }
+        }
+    }
+    report.sort();
+    (loaded.filter(|_| !report.has_errors()), report)
+}
+
+fn check_proxy(proxy: &ProxyBootstrap, findings: &mut Findings<'_>) {
+    match (&proxy.mesh, &proxy.control_plane) {
+        (None, None) => findings.error("E105", "", "exactly one of mesh, controlPlane must be set"),
+        (Some(_), Some(_)) => {
+            findings.error(
+                "E105",
+                "controlPlane",
+                "exactly one of mesh, controlPlane may be set",
+            );
+        }
+        _ => {}
+    }
+    if let Some(client) = &proxy.control_plane
+        && !is_secure_or_loopback(&client.address)
+    {
+        let message =
+            "plaintext only to loopback: tokens and signing must not be readable on the way";
+        findings.error("E401", "controlPlane.address", message);
+    }
+    let listen = &proxy.listen;
+    let lists = [
+        ("listen.outbound", &listen.outbound),
+        ("listen.inbound", &listen.inbound),
+        ("listen.admin", &listen.admin),
+        ("listen.probes", &listen.probes),
+    ];
+    check_listeners(&lists, findings);
+    if listen.outbound.is_none() && listen.inbound.is_none() {
+        findings.error(
+            "E402",
+            "listen",
+            "neither outbound nor inbound: there is nothing to serve",
+        );
+    }
+    for (path, set) in [
+        ("identity", proxy.identity.is_some()),
+        ("tracing", proxy.tracing.is_some()),
+    ] {
+        if set {
+            findings.add(
+                Severity::Warning,
+                "W401",
+                path,
+                "not yet in effect".to_owned(),
+            );
+        }
+    }
+}
+
+fn check_control_plane(bootstrap: &ControlPlaneBootstrap, findings: &mut Findings<'_>) {
+    match (&bootstrap.config, &bootstrap.kubernetes) {
+        (None, None) => {
+            findings.error("E105", "", "exactly one of config, kubernetes must be set");
+        }
+        (Some(_), Some(_)) => {
+            findings.error(
+                "E105",
+                "kubernetes",
+                "exactly one of config, kubernetes may be set",
+            );
+        }
+        _ => {}
+    }
+    let listen = &bootstrap.listen;
+    let lists = [
+        ("listen.discovery", &listen.discovery),
+        ("listen.admin", &listen.admin),
+    ];
+    check_listeners(&lists, findings);
+    if listen.discovery.is_none() {
+        findings.error(
+            "E402",
+            "listen",
+            "without discovery there is nothing to serve",
+        );
+    }
+    let open = listen
+        .discovery
+        .iter()
+        .flat_map(|list| list.iter())
+        .any(|a| !a.ip().is_loopback());
+    if open && bootstrap.tls.is_none() {
+        findings.error(
+            "E401",
+            "listen.discovery",
+            "plaintext only on loopback; set tls",
+        );
+    }
+    for (path, set) in [
+        ("kubernetes", bootstrap.kubernetes.is_some()),
+        ("tls", bootstrap.tls.is_some()),
+        ("ca", bootstrap.ca.is_some()),
+        ("join", bootstrap.join.is_some()),
+        ("protectShrink", bootstrap.protect_shrink.is_some()),
+    ] {
+        if set {
+            findings.add(
+                Severity::Warning,
+                "W401",
+                path,
+                "not yet in effect".to_owned(),
+            );
+        }
+    }
+}
+
+/// Two listeners cannot share an address; port 0 is any free one.
+fn check_listeners(lists: &[(&str, &Option<OneOrMany<SocketAddr>>)], findings: &mut Findings<'_>) {
+    let mut seen: Vec<(SocketAddr, &str)> = Vec::new();
+    for (path, list) in lists {
+        for address in list.iter().flat_map(|list| list.iter()) {
+            if let Some((_, first)) = seen.iter().find(|(other, _)| other == address) {
+                let message = format!("{address} is already that of {first}");
+                findings.error("E403", path, message);
+            } else if address.port() != 0 {
+                seen.push((*address, path));
+            }
+        }
+    }
+}
+
+fn is_secure_or_loopback(url: &str) -> bool {
+    let Some(rest) = url.strip_prefix("http://") else {
+        return true;
+    };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = authority
+        .rsplit_once(':')
+        .map_or(authority, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
+}
+
+impl<'de, T: Deserialize<'de> + std::str::FromStr<Err: std::fmt::Display>> Deserialize<'de>
+    for OneOrMany<T>
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Values<T>(std::marker::PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de> + std::str::FromStr<Err: std::fmt::Display>> Visitor<'de>
+            for Values<T>
+        {
+            type Value = OneOrMany<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("one value or a list of them")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                text.parse()
+                    .map(|value| OneOrMany(vec![value]))
+                    .map_err(E::custom)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = items.next_element()? {
+                    values.push(value);
+                }
+                Ok(OneOrMany(values))
+            }
+        }
+
+        deserializer.deserialize_any(Values(std::marker::PhantomData))
+    }
+}
+
+impl JsonSchema for OneOrMany<SocketAddr> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Addresses".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let one = serde_json::json!({"type": "string", "format": "socket-address"});
+        json_schema!({"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]})
+    }
+}
