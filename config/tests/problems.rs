@@ -1,0 +1,682 @@
+//! Every problem has a code, a place, a path and a way out; one row each.
+
+#![allow(clippy::unwrap_used)]
+
+use outrigger_config::{Loaded, Report, Severity, Source, bootstrap, load};
+
+/// Two services, a queue, and room for what a row adds.
+const BASE: &str = "
+---
+{apiVersion: outrigger.dev/v1alpha1, kind: MeshService, metadata: {name: orders, namespace: shop}, spec: {discovery: {heartbeat: {}}}}
+---
+{apiVersion: outrigger.dev/v1alpha1, kind: MeshService, metadata: {name: stock, namespace: shop}, spec: {ports: [{port: 80, appProtocol: grpc}], discovery: {heartbeat: {}}}}
+---
+{apiVersion: outrigger.dev/v1alpha1, kind: Queue, metadata: {name: later, namespace: shop}, spec: {}}
+";
+
+/// The problems of one code as `line @word text`, the word being what stands at the place.
+fn lines(report: &Report, sources: &[Source], code: &str) -> Vec<String> {
+    let found = report
+        .problems
+        .iter()
+        .filter(|problem| problem.code == code);
+    found
+        .map(|problem| {
+            let source = sources
+                .iter()
+                .find(|source| source.name == problem.file)
+                .unwrap();
+            let line = source
+                .text
+                .lines()
+                .nth(problem.line - 1)
+                .unwrap_or_default();
+            let rest: String = line.chars().skip(problem.column - 1).collect();
+            let end = rest
+                .find([' ', ',', ':', '}', ']'])
+                .map_or(rest.len(), |end| end.max(1));
+            format!("{} @{} {}", problem.line, &rest[..end], problem.text())
+        })
+        .collect()
+}
+
+/// Loads `text` (which begins on line 1) beside the base, and compares the problems of one code.
+#[track_caller]
+fn check(code: &str, text: &str, expected: &[&str]) {
+    let sources = [
+        Source::new("it.yaml", text),
+        Source::new("zz-base.yaml", BASE),
+    ];
+    let Loaded { mesh, report } = load(&sources);
+    let found = lines(&report, &sources, code);
+    assert_eq!(found, expected, "{}", report.render_text());
+    assert_eq!(mesh.is_none(), report.has_errors());
+    let errors = report
+        .problems
+        .iter()
+        .filter(|p| p.severity == Severity::Error);
+    let others: Vec<_> = errors.filter(|problem| problem.code != code).collect();
+    assert!(others.is_empty(), "{others:?}");
+}
+
+fn doc(kind: &str, name: &str, spec: &str) -> String {
+    let version = match kind {
+        "HTTPRoute" | "GRPCRoute" => "gateway.networking.k8s.io/v1",
+        _ => "outrigger.dev/v1alpha1",
+    };
+    format!(
+        "{{apiVersion: {version}, kind: {kind}, metadata: {{name: {name}, namespace: shop}}, spec:\n{spec}}}\n---\n"
+    )
+}
+
+fn route(rules: &str) -> String {
+    doc(
+        "MeshRoute",
+        "r",
+        &format!("{{services: [orders], rules:\n[{rules}]}}"),
+    )
+}
+
+#[test]
+fn text_that_cannot_be_read() {
+    check(
+        "E001",
+        "a: [1, 2\n",
+        &["1 @[1 broken YAML: unclosed bracket '['"],
+    );
+    check(
+        "E001",
+        &doc("Queue", "a", "{maxDepth: *nowhere}"),
+        &["2 @*nowhere broken YAML: no anchor &nowhere before this"],
+    );
+    check("E004", "kind: \u{fffd}\n", &["1 @� the text is not UTF-8"]);
+    check(
+        "E002",
+        &("[".repeat(65) + &"]".repeat(65)),
+        &["1 @[ nested more than 64 levels deep"],
+    );
+    check(
+        "E109",
+        "just words\n",
+        &["1 @just expected a document, found \"just words\""],
+    );
+}
+
+#[test]
+fn a_broken_document_does_not_hide_the_others() {
+    let text = "kind: [\n---\napiVersion: outrigger.dev/v1alpha1\nkind: Queues\n---\nkind: }\n";
+    let report = load(&[Source::new("it.yaml", text)]).report;
+    assert_eq!(report.documents, 3);
+    let places: Vec<_> = report.problems.iter().map(|p| (p.line, p.code)).collect();
+    assert_eq!(places, [(1, "E001"), (4, "E102"), (6, "E001")]);
+}
+
+#[test]
+fn an_alias_bomb_is_refused() {
+    let mut text = "a: &a [1,1,1,1,1,1,1,1,1,1]\n".to_owned();
+    for (this, before) in ["b", "c", "d", "e", "f", "g", "h"]
+        .iter()
+        .zip(["a", "b", "c", "d", "e", "f", "g"])
+    {
+        text += &format!(
+            "{this}: &{this} [{}]\n",
+            vec![format!("*{before}"); 10].join(",")
+        );
+    }
+    let report = load(&[Source::new("it.yaml", text)]).report;
+    assert_eq!(report.problems[0].code, "E002");
+}
+
+#[test]
+fn a_source_that_is_too_large_is_refused() {
+    let report = load(&[Source::new("it.yaml", " ".repeat((8 << 20) + 1))]).report;
+    assert_eq!(report.problems[0].code, "E002");
+}
+
+#[test]
+fn the_envelope() {
+    let spec = "{discovery: {heartbeat: {}}}";
+    check(
+        "E003",
+        &doc(
+            "MeshService",
+            "a",
+            "{limits: {}, discovery: {heartbeat: {}},\n limits: {}}",
+        ),
+        &["3 @limits the key \"limits\" is there twice"],
+    );
+    check(
+        "E101",
+        &doc("MeshService", "a", spec).replace("v1alpha1", "v9"),
+        &[
+            "1 @outrigger.dev/v9 apiVersion: unknown apiVersion \"outrigger.dev/v9\" for MeshService; understood is outrigger.dev/v1alpha1",
+        ],
+    );
+    check(
+        "E102",
+        &doc("MeshServise", "a", spec),
+        &["1 @MeshServise kind: unknown kind \"MeshServise\"; did you mean \"MeshService\"?"],
+    );
+    check(
+        "E102",
+        &doc("Deployment", "a", spec),
+        &[
+            "1 @Deployment kind: unknown kind \"Deployment\"; known are Mesh, MeshService, MeshRoute, HTTPRoute, GRPCRoute, RoutePolicy, Queue, AuthorizationPolicy",
+        ],
+    );
+    check(
+        "E106",
+        &doc("MeshService", "Orders", spec),
+        &[
+            "1 @Orders metadata.name: expected a name in lower-case letters, digits, '-' and '.', found \"Orders\"",
+        ],
+    );
+    check(
+        "E107",
+        "{apiVersion: outrigger.dev/v1alpha1, kind: Queue, metadata: {name: a}}",
+        &["1 @{apiVersion \"spec\" is missing"],
+    );
+    check(
+        "E103",
+        "{apiVersion: outrigger.dev/v1alpha1, kind: Queue, metadata: {name: a}, spec: {}, specs: 1}",
+        &["1 @specs specs: unknown field; did you mean \"spec\"?"],
+    );
+    check(
+        "W103",
+        "{apiVersion: outrigger.dev/v1alpha1, kind: Queue, metadata: {name: a, label: {}}, spec: {}, status: {x: 1}}",
+        &["1 @label metadata.label: unknown field; did you mean \"labels\"?"],
+    );
+    check(
+        "E204",
+        &doc("MeshService", "a", spec).repeat(2),
+        &["4 @a metadata.name: there is already a MeshService shop/a, in it.yaml:1"],
+    );
+}
+
+#[test]
+fn the_shape() {
+    check(
+        "E103",
+        &route("{timeouts: {perTri: 1s}}"),
+        &["3 @perTri spec.rules[0].timeouts.perTri: unknown field; did you mean \"perTry\"?"],
+    );
+    check(
+        "E104",
+        &route("{async: {when: always}}"),
+        &[
+            "3 @always spec.rules[0].async.when: expected Never, Preferred, Always or Shadow, found \"always\"; did you mean \"Always\"?",
+        ],
+    );
+    check(
+        "E105",
+        &doc(
+            "MeshService",
+            "a",
+            "{discovery: {heartbeat: {}, static: []}}",
+        ),
+        &[
+            "2 @static spec.discovery: exactly one of consul, dns, eureka, heartbeat, kubernetes, static may be set, found heartbeat and static",
+        ],
+    );
+    check(
+        "E105",
+        &doc("Queue", "a", "{backend: {}}"),
+        &[
+            "2 @{ spec.backend: exactly one of amqp1, embedded, kafka, mqtt, nats, rabbitmq, redis must be set",
+        ],
+    );
+    check(
+        "E106",
+        &doc("MeshService", "a", "{breaker: {openFor: 10}}"),
+        &["2 @10 spec.breaker.openFor: expected a duration such as \"10s\", found the number 10"],
+    );
+    check(
+        "E106",
+        &doc("MeshService", "a", "{ports: [{port: 0}]}"),
+        &["2 @0 spec.ports[0].port: expected a port from 1 to 65535, found the number 0"],
+    );
+    check(
+        "E106",
+        &doc("MeshService", "a", "{ejection: {maxPercent: 101}}"),
+        &[
+            "2 @101 spec.ejection.maxPercent: expected a whole percentage from 0 to 100, found the number 101",
+        ],
+    );
+    check(
+        "E106",
+        &doc(
+            "MeshService",
+            "a",
+            "{discovery: {static: [{address: localhost, port: 1}]}}",
+        ),
+        &[
+            "2 @localhost spec.discovery.static[0].address: expected an IP address, found \"localhost\"",
+        ],
+    );
+    check(
+        "E106",
+        &route("{matches: [{method: post}]}"),
+        &[
+            "3 @post spec.rules[0].matches[0].method: expected a method such as GET, in upper case, found \"post\"",
+        ],
+    );
+    check(
+        "E106",
+        &route("{matches: [{headers: [{name: 'x y', value: a}]}]}"),
+        &[
+            "3 @'x spec.rules[0].matches[0].headers[0].name: expected a header name such as \"x-canary\", found \"x y\"",
+        ],
+    );
+}
+
+#[test]
+fn grpc_codes_and_numbers() {
+    check(
+        "E106",
+        &route("{retry: {grpc: [UNAVAILIBLE]}}"),
+        &[
+            "3 @UNAVAILIBLE spec.rules[0].retry.grpc[0]: expected a gRPC code such as UNAVAILABLE, found \"UNAVAILIBLE\"; did you mean UNAVAILABLE?",
+        ],
+    );
+    check(
+        "E106",
+        &route("{retry: {codes: [600]}}"),
+        &[
+            "3 @600 spec.rules[0].retry.codes[0]: expected a status such as 503 or a class such as \"5xx\", found \"600\"",
+        ],
+    );
+    check(
+        "E107",
+        &route("{backends: [{weight: 1}]}"),
+        &["3 @{weight spec.rules[0].backends[0]: \"service\" is missing"],
+    );
+    check(
+        "E108",
+        &route("{retry: {attempts: -1}}"),
+        &["3 @-1 spec.rules[0].retry.attempts: expected a number from 0 to 20, found -1"],
+    );
+    check(
+        "E108",
+        &doc("MeshRoute", "r", "{services: []}"),
+        &["2 @[ spec.services: the list must not be empty"],
+    );
+    check(
+        "E109",
+        &route("{matches: [{headers: [{name: x, value: 1}]}]}"),
+        &[
+            "3 @1 spec.rules[0].matches[0].headers[0].value: expected text, found the number 1; write \"1\" in quotes",
+        ],
+    );
+    check(
+        "E109",
+        &route("{retry: {unsafe: 'true'}}"),
+        &[
+            "3 @'true' spec.rules[0].retry.unsafe: expected true or false, found \"true\"; write it without quotes",
+        ],
+    );
+}
+
+#[test]
+fn references() {
+    check(
+        "E201",
+        &route("{backends: [{service: order}]}"),
+        &[
+            "3 @order spec.rules[0].backends[0].service: no MeshService \"order\" in namespace \"shop\"; did you mean \"orders\"?",
+        ],
+    );
+    check(
+        "E201",
+        &route("{backends: [{service: ops/orders}]}"),
+        &[
+            "3 @ops/orders spec.rules[0].backends[0].service: no MeshService \"orders\" in namespace \"ops\"; did you mean \"orders\"?",
+        ],
+    );
+    check(
+        "E201",
+        &doc(
+            "HTTPRoute",
+            "h",
+            "{parentRefs: [{group: '', kind: Service, name: orders}],\n rules: [{backendRefs: [{name: ordes}]}]}",
+        ),
+        &[
+            "3 @ordes spec.rules[0].backendRefs[0].name: no MeshService \"ordes\" in namespace \"shop\"; did you mean \"orders\"?",
+        ],
+    );
+    check(
+        "E202",
+        &route("{async: {when: Always, queue: latr}}"),
+        &[
+            "3 @latr spec.rules[0].async.queue: no Queue \"latr\" in namespace \"shop\"; did you mean \"later\"?",
+        ],
+    );
+    let target = |name: &str, section: &str| {
+        route("{name: one}")
+            + &doc(
+                "RoutePolicy",
+                "p",
+                &format!(
+                    "{{targetRefs: [{{group: outrigger.dev, kind: MeshRoute, name: {name}, sectionName: {section}}}]}}"
+                ),
+            )
+    };
+    check(
+        "E203",
+        &target("s", "one"),
+        &[
+            "6 @s spec.targetRefs[0].name: no MeshRoute \"s\" in namespace \"shop\"; did you mean \"r\"?",
+        ],
+    );
+    check(
+        "E203",
+        &target("r", "on"),
+        &[
+            "6 @on spec.targetRefs[0].sectionName: no rule \"on\" in MeshRoute shop/r; did you mean \"one\"?",
+        ],
+    );
+    check(
+        "E316",
+        &target("r", "one").replace("{group: outrigger.dev", "{group: gateway"),
+        &["6 @gateway spec.targetRefs[0].group: the group of MeshRoute is outrigger.dev"],
+    );
+}
+
+#[test]
+fn documents_beside_each_other() {
+    let named = |name: &str| {
+        doc(
+            "MeshService",
+            name,
+            "{hostnames: [Shop.example], discovery: {heartbeat: {}}}",
+        )
+    };
+    check(
+        "E205",
+        &(named("a") + &named("b")),
+        &["5 @Shop.example spec.hostnames[0]: \"Shop.example\" already belongs to shop/a"],
+    );
+    check(
+        "E205",
+        &doc(
+            "MeshService",
+            "a",
+            "{hostnames: [orders], discovery: {heartbeat: {}}}",
+        ),
+        &["3 @orders metadata.name: \"orders\", by which this service is known, belongs to shop/a"],
+    );
+    let gateway = doc(
+        "HTTPRoute",
+        "h",
+        "{parentRefs: [{group: '', kind: Service, name: orders}], rules: [{backendRefs: [{name: orders}]}]}",
+    );
+    check(
+        "E206",
+        &(route("{}") + &gateway),
+        &[
+            "6 @parentRefs spec.parentRefs: shop/orders already has the MeshRoute shop/r; one service takes one kind of route",
+        ],
+    );
+    check(
+        "E207",
+        "{apiVersion: outrigger.dev/v1alpha1, kind: Mesh, metadata: {name: a}, spec: {}}\n---\n{apiVersion: outrigger.dev/v1alpha1, kind: Mesh, metadata: {name: b}, spec: {}}\n---\n",
+        &["3 @b metadata.name: there is already a Mesh, \"a\""],
+    );
+    check(
+        "E304",
+        &route("{onUnavailable: [{service: orders}]}"),
+        &[
+            "3 @orders spec.rules[0].onUnavailable[0].service: goes in a circle: shop/orders falls back to shop/orders again",
+        ],
+    );
+    check(
+        "E319",
+        &route("{name: a}, {name: a, matches: [{method: GET}]}"),
+        &["3 @a spec.rules[1].name: another rule of this route is called \"a\""],
+    );
+}
+
+#[test]
+fn values_beyond_their_shape() {
+    check(
+        "E301",
+        &route("{backends: [{service: orders, weight: 0}]}"),
+        &[
+            "3 @backends spec.rules[0].backends: the weights are all 0: no backend takes any traffic",
+        ],
+    );
+    check(
+        "E302",
+        &route("{timeouts: {request: 1s, perTry: 2s}}"),
+        &["3 @2s spec.rules[0].timeouts.perTry: perTry (2s) is longer than request (1s)"],
+    );
+    check(
+        "E302",
+        &route("{timeouts: {perTry: 20s}}"),
+        &[
+            "3 @20s spec.rules[0].timeouts.perTry: perTry (20s, rule) is longer than request (15s, built-in)",
+        ],
+    );
+    check(
+        "E303",
+        &route("{matches: [{path: {type: RegularExpression, value: '/('}}]}"),
+        &["3 @'/(' spec.rules[0].matches[0].path.value: not a regular expression: unclosed group"],
+    );
+    check(
+        "E305",
+        &doc("Queue", "a", "{backend: {nats: {url: 'http://x'}}}"),
+        &["2 @'http spec.backend.nats.url: expected a URL such as \"nats://host\""],
+    );
+    check("E306", &("{apiVersion: outrigger.dev/v1alpha1, kind: Mesh, metadata: {name: a}, spec: {trustDomain: ours}}\n---\n".to_owned() + &doc("AuthorizationPolicy", "a", "{services: [orders], action: Deny, rules: [{from: [{principals: ['spiffe://theirs/x']}]}]}")), &["4 @'spiffe spec.rules[0].from[0].principals[0]: not of this mesh: its trust domain is \"ours\""]);
+    check(
+        "E307",
+        &doc(
+            "MeshService",
+            "a",
+            "{breaker: {failureRate: {minRequests: 0}}}",
+        ),
+        &["2 @0 spec.breaker.failureRate.minRequests: must be at least 1"],
+    );
+    check(
+        "E308",
+        &doc("MeshService", "a", "{breaker: {openFor: 5m}}"),
+        &[
+            "2 @5m spec.breaker.openFor: openFor (5m) is longer than maxOpenFor (2m), one of them by default",
+        ],
+    );
+    check(
+        "E308",
+        &doc(
+            "MeshService",
+            "a",
+            "{discovery: {heartbeat: {ttl: 2m, removeAfter: 1m}}}",
+        ),
+        &["2 @2m spec.discovery.heartbeat.ttl: ttl (2m) is longer than removeAfter (1m)"],
+    );
+    check(
+        "E309",
+        &route("{requestHeaders: {set: {'a b': x}}}"),
+        &["3 @x spec.rules[0].requestHeaders.set.a b: not a header name"],
+    );
+    check(
+        "E310",
+        &route("{matches: [{method: GET, grpc: {service: a.B}}]}"),
+        &[
+            "3 @grpc spec.rules[0].matches[0].grpc: grpc stands for path and method; set one or the other",
+        ],
+    );
+    check(
+        "E311",
+        &route("{matches: [{path: {value: v1}}]}"),
+        &[
+            "3 @v1 spec.rules[0].matches[0].path.value: expected a path that begins with \"/\", without a query",
+        ],
+    );
+    check(
+        "E312",
+        &doc(
+            "HTTPRoute",
+            "h",
+            "{parentRefs: [{group: '', kind: Service, name: orders}], rules: [{backendRefs: [{name: orders}],\n filters: [{type: CORS}]}]}",
+        ),
+        &[
+            "3 @CORS spec.rules[0].filters[0].type: the filter \"CORS\" is not supported; supported are RequestHeaderModifier, ResponseHeaderModifier, RequestMirror, RequestRedirect, URLRewrite",
+        ],
+    );
+    check(
+        "E315",
+        &route("{matches: [{grpc: {}}], async: {when: Always}}"),
+        &[
+            "3 @async spec.rules[0].async: gRPC calls are queued only with a grpcAck, which says what their caller gets",
+        ],
+    );
+    check(
+        "E318",
+        &doc(
+            "HTTPRoute",
+            "h",
+            "{parentRefs: [{group: '', kind: Service, name: orders}], rules: [{}]}",
+        ),
+        &["2 @{ spec.rules[0]: backendRefs is empty: such a rule answers nothing but 500"],
+    );
+    check(
+        "E320",
+        &doc(
+            "MeshService",
+            "a",
+            "{discovery: {static: [{address: '::1', port: 1}, {address: '::1', port: 1}]}}",
+        ),
+        &["2 @{address spec.discovery.static[1]: the same endpoint as static[0]"],
+    );
+}
+
+#[test]
+fn warnings() {
+    check(
+        "W103",
+        &doc(
+            "HTTPRoute",
+            "h",
+            "{parentRefs: [{group: '', kind: Service, name: orders}], useless: 1, rules: [{backendRefs: [{name: orders}]}]}",
+        ),
+        &["2 @useless spec.useless: unknown field; known are hostnames, parentRefs, rules"],
+    );
+    check(
+        "W301",
+        &route("{retry: {unsafe: true}}"),
+        &[
+            "3 @true spec.rules[0].retry.unsafe: calls that are not idempotent, such as POST, are sent again without a key",
+        ],
+    );
+    check(
+        "W301",
+        &route("{matches: [{method: GET}], retry: {unsafe: true}}"),
+        &[],
+    );
+    check(
+        "W302",
+        &route(
+            "{name: a, matches: [{path: {value: /a}}]}, {name: b, matches: [{path: {value: /a/}}]}",
+        ),
+        &[
+            "3 @{name spec.rules[1]: never matches for shop/orders: shop/r/a takes the same requests first",
+        ],
+    );
+    check(
+        "W303",
+        &route(&vec!["{matches: [{method: GET}]}"; 17].join(",")),
+        &["2 @rules spec.rules: 17 rules: a cluster takes at most 16"],
+    );
+    check(
+        "W305",
+        &doc("MeshService", "a", "{}"),
+        &["1 @spec spec: no discovery: the service has no endpoints"],
+    );
+    check(
+        "W401",
+        &route("{cache: {}, async: {when: Shadow}}"),
+        &[
+            "3 @cache spec.rules[0].cache: not yet in effect",
+            "3 @Shadow spec.rules[0].async.when: not yet in effect",
+        ],
+    );
+}
+
+#[test]
+fn reports_for_people_programs_and_review() {
+    let report = load(&[Source::new(
+        "shop/routes.yaml",
+        route("{timeouts: {perTri: 1s}}"),
+    )])
+    .report;
+    assert!(report.render_text().starts_with(
+        "shop/routes.yaml:3:14: error[E103] spec.rules[0].timeouts.perTri: unknown field; did you mean \"perTry\"?\n"
+    ));
+    assert_eq!(report.summary(), "1 document, 1 error, 0 warnings");
+    let json: serde_json::Value = serde_json::from_str(&report.render_json()).unwrap();
+    assert_eq!(json["problems"][0]["line"], 3);
+    assert!(report.render_github().starts_with(
+        "::error file=shop/routes.yaml,line=3,col=14,title=E103::spec.rules[0].timeouts.perTri: "
+    ));
+}
+
+#[test]
+fn bootstrap_problems() {
+    let proxy = |text: &str, code: &str, expected: &[&str]| {
+        let (loaded, report) = bootstrap::load_proxy(&Source::new("proxy.yaml", text));
+        let source = Source::new("proxy.yaml", text);
+        let found = lines(&report, &[source], code);
+        assert_eq!(found, expected, "{}", report.render_text());
+        assert!(loaded.is_none());
+    };
+    let base = "workload: {name: a}\nlisten: {outbound: '127.0.0.1:0'}\n";
+    proxy(
+        base,
+        "E105",
+        &["1 @workload exactly one of mesh, controlPlane must be set"],
+    );
+    proxy(
+        &format!("{base}mesh: a\ncontrolPlane: {{address: 'http://127.0.0.1:1'}}"),
+        "E105",
+        &["4 @controlPlane controlPlane: exactly one of mesh, controlPlane may be set"],
+    );
+    proxy(
+        &format!("{base}controlPlane: {{address: 'http://10.0.0.1:1'}}"),
+        "E401",
+        &[
+            "3 @'http controlPlane.address: plaintext only to loopback: tokens and signing must not be readable on the way",
+        ],
+    );
+    proxy(
+        "workload: {name: a}\nmesh: a\n",
+        "E402",
+        &["1 @workload listen: neither outbound nor inbound: there is nothing to serve"],
+    );
+    proxy(
+        "workload: {name: a}\nmesh: a\nlisten: {outbound: '127.0.0.1:1', admin: ['[::1]:1', '127.0.0.1:1']}",
+        "E403",
+        &["3 @admin listen.admin: 127.0.0.1:1 is already that of listen.outbound"],
+    );
+    proxy(
+        "workload: {name: a}\nmesh: a\nlisten: {outbound: [here]}",
+        "E106",
+        &[
+            "3 @here listen.outbound[0]: expected an address such as \"127.0.0.1:15001\", found \"here\"",
+        ],
+    );
+    proxy(
+        "workload: {name: a}\nmesh: a\nworker: 2",
+        "E103",
+        &["3 @worker worker: unknown field; did you mean \"workers\"?"],
+    );
+    proxy(
+        "",
+        "E110",
+        &["1 @ a sidecar's bootstrap is one document, found 0"],
+    );
+    let source = Source::new("cp.yaml", "listen: {discovery: '0.0.0.0:1'}\nconfig: a");
+    let (_, report) = bootstrap::load_control_plane(&source);
+    assert_eq!(
+        lines(&report, &[source], "E401"),
+        ["1 @'0.0.0.0 listen.discovery: plaintext only on loopback; set tls"]
+    );
+}
