@@ -10,6 +10,7 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::Empty;
+use crate::not_yet;
 use crate::report::{Problem, Report, Severity};
 use crate::source::Source;
 use crate::tree::{Node, Place, Value};
@@ -404,21 +405,19 @@ pub struct JoinToken {
 /// Parses and checks a sidecar's bootstrap file; none when there is any error. Paths are as
 /// written: see [`ProxyBootstrap::resolve`].
 pub fn load_proxy(source: &Source) -> (Option<ProxyBootstrap>, Report) {
-    load_file(
-        source,
-        &crate::schema::compiled().proxy,
-        "sidecar",
-        check_proxy,
-    )
+    let schema = &crate::schema::compiled().proxy;
+    load_file(source, schema, "sidecar", not_yet::OF_A_PROXY, check_proxy)
 }
 
 /// Parses and checks the control plane's bootstrap file; none when there is any error. Paths are as
 /// written: see [`ControlPlaneBootstrap::resolve`].
 pub fn load_control_plane(source: &Source) -> (Option<ControlPlaneBootstrap>, Report) {
+    let schema = &crate::schema::compiled().control_plane;
     load_file(
         source,
-        &crate::schema::compiled().control_plane,
+        schema,
         "control plane",
+        not_yet::OF_A_CONTROL_PLANE,
         check_control_plane,
     )
 }
@@ -456,6 +455,7 @@ fn load_file<T: serde::de::DeserializeOwned>(
     source: &Source,
     schema: &serde_json::Value,
     what: &str,
+    later: &[&str],
     check: fn(&T, &mut Findings<'_>),
 ) -> (Option<T>, Report) {
     let mut report = Report::default();
@@ -501,6 +501,10 @@ fn load_file<T: serde::de::DeserializeOwned>(
             match serde_json::from_value::<T>(root.to_json()) {
                 Ok(value) => {
                     check(&value, &mut findings);
+                    for path in not_yet::among(later, root) {
+                        let message = "not yet in effect".to_owned();
+                        findings.add(Severity::Warning, "W401", &path, message);
+                    }
                     loaded = Some(value);
                 }
                 Err(error) => findings.error("E109", "", error.to_string()),
@@ -545,19 +549,6 @@ fn check_proxy(proxy: &ProxyBootstrap, findings: &mut Findings<'_>) {
             "neither outbound nor inbound: there is nothing to serve",
         );
     }
-    for (path, set) in [
-        ("identity", proxy.identity.is_some()),
-        ("tracing", proxy.tracing.is_some()),
-    ] {
-        if set {
-            findings.add(
-                Severity::Warning,
-                "W401",
-                path,
-                "not yet in effect".to_owned(),
-            );
-        }
-    }
 }
 
 fn check_control_plane(bootstrap: &ControlPlaneBootstrap, findings: &mut Findings<'_>) {
@@ -598,22 +589,6 @@ fn check_control_plane(bootstrap: &ControlPlaneBootstrap, findings: &mut Finding
             "listen.discovery",
             "plaintext only on loopback; set tls",
         );
-    }
-    for (path, set) in [
-        ("kubernetes", bootstrap.kubernetes.is_some()),
-        ("tls", bootstrap.tls.is_some()),
-        ("ca", bootstrap.ca.is_some()),
-        ("join", bootstrap.join.is_some()),
-        ("protectShrink", bootstrap.protect_shrink.is_some()),
-    ] {
-        if set {
-            findings.add(
-                Severity::Warning,
-                "W401",
-                path,
-                "not yet in effect".to_owned(),
-            );
-        }
     }
 }
 

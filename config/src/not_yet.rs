@@ -1,6 +1,6 @@
 //! Keys that are read and checked, but whose behaviour comes later.
 //!
-//! Owns one table. Whoever brings a key into effect removes its line.
+//! Owns one table a subject. Whoever brings a key into effect removes its line.
 
 use crate::document::Kind;
 use crate::tree::{Node, Value};
@@ -61,6 +61,13 @@ const OF_A_QUEUE: &[&str] = &[
 /// Paths under a Gateway API rule.
 const OF_A_GATEWAY_RULE: &[&str] = &["filters"];
 
+/// Keys of a sidecar's bootstrap file.
+pub(crate) const OF_A_PROXY: &[&str] = &["identity", "tracing"];
+
+/// Keys of the control plane's bootstrap file.
+pub(crate) const OF_A_CONTROL_PLANE: &[&str] =
+    &["kubernetes", "tls", "ca", "join", "protectShrink"];
+
 /// The paths of a document that are set and not yet in effect.
 pub(crate) fn paths(kind: Kind, root: &Node) -> Vec<String> {
     let tables: &[(&str, &[&str])] = match kind {
@@ -76,20 +83,30 @@ pub(crate) fn paths(kind: Kind, root: &Node) -> Vec<String> {
         Kind::Queue => &[("spec", OF_A_QUEUE)],
         Kind::AuthorizationPolicy => &[("", &["spec"])],
     };
+    tables
+        .iter()
+        .flat_map(|(base, table)| under(base, table, root))
+        .collect()
+}
+
+/// The paths of a table that are set in `root`.
+pub(crate) fn among(table: &[&str], root: &Node) -> Vec<String> {
+    under("", table, root)
+}
+
+fn under(base: &str, table: &[&str], root: &Node) -> Vec<String> {
     let mut found = Vec::new();
-    for (base, table) in tables {
-        for pattern in *table {
-            let (pattern, word) = match pattern.split_once('=') {
-                Some((pattern, word)) => (pattern, Some(word)),
-                None => (*pattern, None),
-            };
-            let steps = base
-                .split('.')
-                .chain(pattern.split('.'))
-                .filter(|step| !step.is_empty());
-            let steps: Vec<&str> = steps.collect();
-            search(root, &steps, word, &mut String::new(), &mut found);
-        }
+    for pattern in table {
+        let (pattern, word) = match pattern.split_once('=') {
+            Some((pattern, word)) => (pattern, Some(word)),
+            None => (*pattern, None),
+        };
+        let steps = base
+            .split('.')
+            .chain(pattern.split('.'))
+            .filter(|step| !step.is_empty());
+        let steps: Vec<&str> = steps.collect();
+        search(root, &steps, word, &mut String::new(), &mut found);
     }
     found
 }
