@@ -1,1 +1,29 @@
-//! Placeholder.
+//! Outrigger's sidecar: an L7 proxy that gives service-to-service calls timeouts, retries,
+//! breakers and balancing, and turns designated calls into durable messages.
+//!
+//! Three straight paths, each through named files:
+//! * a request: `listener` → `http::server` → [`forward`] → [`attempt`] → `upstream` → `http::body`
+//! * a message: [`forward`] → `queueing::accept` → `outrigger-queue` → `queueing::dispatch` →
+//!   [`forward`]
+//! * a config update: `source` → `outrigger-config` → `snapshot::compile` → one atomic store
+//!
+//! Worker threads own everything that carries traffic; see [`worker`].
+
+pub mod admin;
+pub mod app;
+pub mod attempt;
+pub mod call;
+pub mod cli;
+pub mod clock;
+pub mod drain;
+pub mod error;
+pub mod forward;
+pub mod http;
+pub mod listener;
+pub mod queueing;
+pub mod snapshot;
+pub mod source;
+pub mod telemetry;
+pub mod upstream;
+pub mod wheel;
+pub mod worker;

@@ -1,0 +1,938 @@
+//! The suite that every backend passes: what the contract of [`crate::QueueBackend`] means in
+//! detail.
+//!
+//! Each case gets an empty backend and panics where the contract is broken. Time is a number that
+//! the case moves, so nothing sleeps but [`crate::QueueBackend::wait_due`]. Durability is not
+//! covered: it needs a crash, which only a backend's own tests can stage.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join, join_all};
+use outrigger_core::time::UnixMillis;
+
+use crate::backend::{
+    CancelOutcome, Counts, DeadFilter, EnqueueError, EnqueueOutcome, Inspect, Lease, LeaseRequest,
+    PageRequest, QueueBackend, QueueLimits, ResultOutcome, Selection, Settle, SettleOutcome,
+    TargetLimits, wait_final,
+};
+use crate::message::{AttemptRecord, IdemKey, Message, MessageId, State, StoredResult};
+
+/// The queue of the suite.
+pub const QUEUE: &str = "orders";
+/// When every case begins.
+pub const START: UnixMillis = UnixMillis(1_700_000_000_000);
+
+type Backend = Arc<dyn QueueBackend>;
+type Case = fn(Backend) -> BoxFuture<'static, ()>;
+
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        /// Every case, by name.
+        pub const CASES: &[(&str, Case)] = &[$((stringify!($name), |b| $name(b).boxed())),*];
+    };
+}
+
+cases!(
+    accepts_and_delivers_the_same_bytes,
+    leases_oldest_first_and_never_twice,
+    skips_targets_without_room,
+    a_lease_that_runs_out_is_delivered_again_and_counts,
+    a_late_settle_is_lost_once_leased_again,
+    settle_is_idempotent,
+    extend_keeps_a_lease,
+    retry_is_never_early,
+    delay_is_never_early,
+    waiting_spends_no_attempt,
+    release_changes_nothing,
+    keys_keep_their_order,
+    a_dead_head_blocks_its_key_when_asked,
+    duplicates_are_recognised,
+    concurrent_duplicates_store_one,
+    cancel_only_what_is_not_being_delivered,
+    expires_undelivered,
+    results_are_kept_for_their_time,
+    dead_letters_keep_everything,
+    replay_starts_over_at_the_tail,
+    purge_forgets_the_request,
+    limits_refuse,
+    reap_forgets_what_is_past_its_time,
+    wait_due_wakes,
+    wait_final_sees_the_end,
+    lists_come_in_pages,
+);
+
+/// Runs every case, each on a fresh backend from `open`.
+///
+/// # Panics
+/// Where the backend breaks the contract; the case's name is printed before.
+pub async fn run_all<F, Fut>(open: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Backend>,
+{
+    for (name, case) in CASES {
+        println!("conformance: {name}");
+        let backend = open().await;
+        case(Arc::clone(&backend)).await;
+        let queues = inspect(&backend).queues().await.expect("queues");
+        for queue in queues {
+            let counts = inspect(&backend)
+                .counts(&queue, START)
+                .await
+                .expect("counts");
+            assert_eq!(
+                counts.drift(),
+                0,
+                "conservation in {queue} after {name}: {counts:?}"
+            );
+        }
+        backend.close().await;
+    }
+}
+
+/// A moment of a case, in milliseconds after [`START`].
+#[must_use]
+pub const fn at(ms: u64) -> UnixMillis {
+    UnixMillis(START.0 + ms)
+}
+
+/// The id of the nth message of a case.
+#[must_use]
+pub fn id(n: u64) -> MessageId {
+    let mut bytes = [0; 16];
+    bytes[..6].copy_from_slice(&START.0.to_be_bytes()[2..]);
+    bytes[8..].copy_from_slice(&n.to_be_bytes());
+    MessageId::from_bytes(bytes)
+}
+
+/// The nth message of a case, enqueued `ms` after the start.
+#[must_use]
+pub fn message(n: u64, ms: u64) -> Message {
+    let mut message = Message::new(
+        id(n),
+        QUEUE,
+        "billing",
+        Bytes::from(format!("body {n}")),
+        at(ms),
+    );
+    message.headers = vec![("x-n".to_owned(), n.to_string().into_bytes())];
+    message
+}
+
+/// A try that was answered with `status`.
+#[must_use]
+pub fn attempt(status: u16) -> AttemptRecord {
+    AttemptRecord {
+        status: Some(status),
+        ms: 3,
+        ..AttemptRecord::default()
+    }
+}
+
+fn inspect(backend: &Backend) -> &dyn Inspect {
+    backend
+        .inspect()
+        .expect("the suite needs the inspect facet")
+}
+
+fn key(name: &str, fingerprint: u8) -> IdemKey {
+    IdemKey {
+        scope: "caller route".to_owned(),
+        key: name.to_owned(),
+        fingerprint: [fingerprint; 32],
+        ttl_ms: 1000,
+    }
+}
+
+async fn enqueue(backend: &Backend, message: Message) {
+    let now = message.enqueued_at;
+    let out = backend
+        .enqueue(message, QueueLimits::NONE, now)
+        .await
+        .expect("enqueue");
+    assert!(matches!(out, EnqueueOutcome::Accepted(_)), "{out:?}");
+}
+
+async fn lease_with(backend: &Backend, max: usize, ms: u64, limits: TargetLimits) -> Vec<Lease> {
+    let request = LeaseRequest {
+        queue: QUEUE.to_owned(),
+        max,
+        lease_for_ms: 1000,
+        now: at(ms),
+        limits,
+    };
+    backend.lease(request).await.expect("lease").leases
+}
+
+async fn lease(backend: &Backend, max: usize, ms: u64) -> Vec<Lease> {
+    lease_with(backend, max, ms, TargetLimits::default()).await
+}
+
+async fn lease_one(backend: &Backend, ms: u64) -> Lease {
+    let mut leases = lease(backend, 1, ms).await;
+    leases.pop().expect("a message is due")
+}
+
+async fn settle(backend: &Backend, lease: &Lease, how: Settle, ms: u64) {
+    let out = backend.settle(lease.id, how, at(ms)).await.expect("settle");
+    assert_eq!(out, SettleOutcome::Settled);
+}
+
+fn done() -> Settle {
+    Settle::Done {
+        result: None,
+        attempt: attempt(200),
+    }
+}
+
+fn dead(reason: &str) -> Settle {
+    Settle::Dead {
+        reason: reason.to_owned(),
+        attempt: Some(attempt(503)),
+        excerpt: Bytes::from_static(b"oh no"),
+    }
+}
+
+fn retry(ms: u64) -> Settle {
+    Settle::RetryAt {
+        at: at(ms),
+        attempt: Some(attempt(503)),
+        waiting: false,
+        reason: None,
+    }
+}
+
+fn numbers(leases: &[Lease]) -> Vec<u64> {
+    let number =
+        |l: &Lease| u64::from_be_bytes(l.message.id.as_bytes()[8..].try_into().expect("8"));
+    leases.iter().map(number).collect()
+}
+
+async fn counts(backend: &Backend, ms: u64) -> Counts {
+    let counts = inspect(backend)
+        .counts(QUEUE, at(ms))
+        .await
+        .expect("counts");
+    assert_eq!(counts.drift(), 0, "{counts:?}");
+    counts
+}
+
+async fn state(backend: &Backend, n: u64) -> Option<State> {
+    inspect(backend)
+        .status(id(n))
+        .await
+        .expect("status")
+        .map(|view| view.state)
+}
+
+async fn accepts_and_delivers_the_same_bytes(backend: Backend) {
+    let mut sent = message(1, 0);
+    sent.body = Bytes::from((0..=255).collect::<Vec<u8>>());
+    sent.headers.push(("x-bin".to_owned(), vec![0, 255, 128]));
+    sent.trailers = Some(vec![("t".to_owned(), b"v".to_vec())]);
+    sent.trace_context = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned());
+    sent.annotations = vec![("callback".to_owned(), "https://example.com".to_owned())];
+    let out = backend
+        .enqueue(sent.clone(), QueueLimits::NONE, at(0))
+        .await
+        .expect("enqueue");
+    let EnqueueOutcome::Accepted(receipt) = out else {
+        panic!("{out:?}")
+    };
+    assert_eq!(receipt.id, sent.id);
+    assert_eq!(receipt.durability, backend.capabilities().durability);
+    assert_eq!(state(&backend, 1).await, Some(State::Queued));
+
+    let lease = lease_one(&backend, 1).await;
+    assert_eq!(lease.message, sent);
+    assert_eq!(
+        (lease.attempts_so_far, lease.until, lease.replays),
+        (0, at(1001), 0)
+    );
+    assert_eq!(state(&backend, 1).await, Some(State::Delivering));
+    settle(&backend, &lease, done(), 2).await;
+
+    let view = inspect(&backend)
+        .status(id(1))
+        .await
+        .expect("status")
+        .expect("known");
+    assert_eq!(view.state, State::Succeeded);
+    assert_eq!((view.attempts_spent, view.attempts[0].n), (1, 1));
+    assert_eq!(view.attempts[0].status, Some(200));
+    assert_eq!((view.created_at, view.finished_at), (at(0), Some(at(2))));
+    assert_eq!(view.trace_id(), Some("0af7651916cd43dd8448eb211c80319c"));
+    let counts = counts(&backend, 2).await;
+    assert_eq!(
+        (
+            counts.enqueued_total,
+            counts.succeeded_total,
+            counts.pending()
+        ),
+        (1, 1, 0)
+    );
+}
+
+async fn leases_oldest_first_and_never_twice(backend: Backend) {
+    // Enqueue order, not id order.
+    for n in [5, 3, 4, 1, 2] {
+        enqueue(&backend, message(n, 0)).await;
+    }
+    assert_eq!(numbers(&lease(&backend, 2, 1).await), [5, 3]);
+    assert_eq!(numbers(&lease(&backend, 9, 1).await), [4, 1, 2]);
+    assert!(lease(&backend, 9, 1).await.is_empty());
+    assert_eq!(counts(&backend, 1).await.in_flight, 5);
+}
+
+async fn skips_targets_without_room(backend: Backend) {
+    for n in 1..=6 {
+        let mut message = message(n, 0);
+        message.target = if n <= 4 { "slow" } else { "fast" }.to_owned();
+        enqueue(&backend, message).await;
+    }
+    let skip = TargetLimits::skip(["slow".to_owned()]);
+    assert_eq!(numbers(&lease_with(&backend, 1, 1, skip).await), [5]);
+    let mut two = TargetLimits::default();
+    two.by_target.insert("slow".to_owned(), 2);
+    assert_eq!(numbers(&lease_with(&backend, 9, 1, two).await), [1, 2, 6]);
+    assert_eq!(numbers(&lease(&backend, 9, 1).await), [3, 4]);
+}
+
+async fn a_lease_that_runs_out_is_delivered_again_and_counts(backend: Backend) {
+    enqueue(&backend, message(1, 0)).await;
+    let first = lease_one(&backend, 0).await;
+    assert!(lease(&backend, 1, 999).await.is_empty(), "still leased");
+    let second = lease_one(&backend, 1000).await;
+    assert_ne!(first.id, second.id);
+    assert_eq!(second.attempts_so_far, 1, "a lost attempt counts");
+    let view = inspect(&backend)
+        .status(id(1))
+        .await
+        .expect("status")
+        .expect("known");
+    assert_eq!(view.attempts[0].reason.as_deref(), Some("lease_expired"));
+}
+
+async fn a_late_settle_is_lost_once_leased_again(backend: Backend) {
+    enqueue(&backend, message(1, 0)).await;
+    let first = lease_one(&backend, 0).await;
+    let second = lease_one(&backend, 1000).await;
+    let late = backend.settle(first.id, dead("late"), at(1001)).await;
+    assert_eq!(late, Ok(SettleOutcome::LeaseLost));
+    let extended = backend.extend(first.id, 1000, at(1001)).await;
+    assert_eq!(extended, Ok(SettleOutcome::LeaseLost));
+    assert_eq!(state(&backend, 1).await, Some(State::Delivering));
+    settle(&backend, &second, done(), 1002).await;
+    assert_eq!(state(&backend, 1).await, Some(State::Succeeded));
+    let late = backend.settle(first.id, dead("late"), at(1003)).await;
+    assert_eq!(late, Ok(SettleOutcome::LeaseLost));
+}
+
+async fn settle_is_idempotent(backend: Backend) {
+    enqueue(&backend, message(1, 0)).await;
+    let lease = lease_one(&backend, 0).await;
+    settle(&backend, &lease, done(), 1).await;
+    settle(&backend, &lease, done(), 2).await;
+    settle(&backend, &lease, dead("changed its mind"), 3).await;
+    let counts = counts(&backend, 3).await;
+    assert_eq!(
+        (counts.succeeded_total, counts.dead),
+        (1, 0),
+        "the first one decided"
+    );
+}
+
+async fn extend_keeps_a_lease(backend: Backend) {
+    enqueue(&backend, message(1, 0)).await;
+    let held = lease_one(&backend, 0).await;
+    let out = backend.extend(held.id, 1000, at(900)).await;
+    assert_eq!(out, Ok(SettleOutcome::Settled));
+    assert!(lease(&backend, 1, 1899).await.is_empty());
+    assert_eq!(lease(&backend, 1, 1900).await.len(), 1);
+}
+
+async fn retry_is_never_early(backend: Backend) {
+    enqueue(&backend, message(1, 0)).await;
+    let first = lease_one(&backend, 0).await;
+    settle(&backend, &first, retry(500), 10).await;
+    assert_eq!(state(&backend, 1).await, Some(State::Retrying));
+    let view = inspect(&backend)
+        .status(id(1))
+        .await
+        .expect("status")
+        .expect("known");
+    assert_eq!(view.next_attempt_at, Some(at(500)));
+    assert_eq!(counts(&backend, 499).await.delayed, 1);
+    assert!(lease(&backend, 1, 499).await.is_empty());
+    assert_eq!(counts(&backend, 500).await.ready, 1);
+    assert_eq!(lease_one(&backend, 500).await.attempts_so_far, 1);
+}
+
+async fn delay_is_never_early(backend: Backend) {
+    let mut late = message(1, 0);
+    late.not_before = at(1000);
+    enqueue(&backend, late).await;
+    enqueue(&backend, message(2, 0)).await;
+    assert_eq!(numbers(&lease(&backend, 9, 999).await), [2]);
+    assert_eq!(numbers(&lease(&backend, 9, 1000).await), [1]);
+}
+
+async fn waiting_spends_no_attempt(backend: Backend) {
+    enqueue(&backend, message(1, 0)).await;
+    let first = lease_one(&backend, 0).await;
+    let wait = Settle::RetryAt {
+        at: at(100),
+        attempt: None,
+        waiting: true,
+        reason: Some("circuit_open".to_owned()),
+    };
+    settle(&backend, &first, wait, 1).await;
+    let view = inspect(&backend)
+        .status(id(1))
+        .await
+        .expect("status")
+        .expect("known");
+    assert_eq!((view.state, view.attempts_spent), (State::Waiting, 0));
+    assert_eq!(view.reason.as_deref(), Some("circuit_open"));
+    assert_eq!(counts(&backend, 1).await.waiting, 1);
+    assert!(lease(&backend, 1, 99).await.is_empty());
+    assert_eq!(lease_one(&backend, 100).await.attempts_so_far, 0);
+}
+
+async fn release_changes_nothing(backend: Backend) {
+    enqueue(&backend, message(1, 0)).await;
+    let first = lease_one(&backend, 0).await;
+    settle(&backend, &first, Settle::Release, 1).await;
+    assert_eq!(state(&backend, 1).await, Some(State::Queued));
+    let again = lease_one(&backend, 1).await;
+    assert_eq!(again.attempts_so_far, 0);
+}
+
+async fn keys_keep_their_order(backend: Backend) {
+    for (n, name) in [(1, "a"), (2, "a"), (3, "b"), (4, "a")] {
+        let mut message = message(n, 0);
+        message.ordering_key = Some(name.to_owned());
+        enqueue(&backend, message).await;
+    }
+    let heads = lease(&backend, 9, 0).await;
+    assert_eq!(numbers(&heads), [1, 3], "one per key");
+    assert!(lease(&backend, 9, 0).await.is_empty());
+    settle(&backend, &heads[0], retry(500), 1).await;
+    assert!(
+        lease(&backend, 9, 499).await.is_empty(),
+        "a retrying head holds its key"
+    );
+    let head = lease_one(&backend, 500).await;
+    assert_eq!(numbers(std::slice::from_ref(&head)), [1]);
+    settle(&backend, &head, dead("no"), 501).await;
+    let next = lease_one(&backend, 501).await;
+    assert_eq!(
+        numbers(std::slice::from_ref(&next)),
+        [2],
+        "skipped by default"
+    );
+    let cancelled = inspect(&backend).cancel(id(4), at(502)).await;
+    assert_eq!(cancelled, Ok(CancelOutcome::Cancelled));
+    settle(&backend, &next, done(), 503).await;
+    assert!(lease(&backend, 9, 504).await.is_empty());
+}
+
+async fn a_dead_head_blocks_its_key_when_asked(backend: Backend) {
+    for n in 1..=3 {
+        let mut message = message(n, 0);
+        message.ordering_key = Some("a".to_owned());
+        message.block_on_dead = true;
+        enqueue(&backend, message).await;
+    }
+    let head = lease_one(&backend, 0).await;
+    settle(&backend, &head, dead("no"), 1).await;
+    assert!(lease(&backend, 9, 2).await.is_empty(), "blocked");
+    let report = inspect(&backend)
+        .replay(Selection::Ids(vec![id(1)]), None, at(3))
+        .await;
+    assert_eq!(report.expect("replay").replayed, [id(1)]);
+    let head = lease_one(&backend, 4).await;
+    assert_eq!(
+        numbers(std::slice::from_ref(&head)),
+        [2],
+        "the replayed one went to the tail"
+    );
+    settle(&backend, &head, dead("no"), 5).await;
+    assert!(lease(&backend, 9, 6).await.is_empty(), "blocked again");
+    assert_eq!(
+        inspect(&backend)
+            .purge(Selection::Ids(vec![id(2)]), at(7))
+            .await,
+        Ok(1)
+    );
+    assert_eq!(numbers(&lease(&backend, 9, 8).await), [3]);
+}
+
+async fn duplicates_are_recognised(backend: Backend) {
+    let with_key = |n, ms, fingerprint| {
+        let mut message = message(n, ms);
+        message.idempotency_key = Some(key("k", fingerprint));
+        message
+    };
+    enqueue(&backend, with_key(1, 0, 7)).await;
+    let again = backend
+        .enqueue(with_key(2, 1, 7), QueueLimits::NONE, at(1))
+        .await;
+    let durability = backend.capabilities().durability;
+    assert_eq!(
+        again,
+        Ok(EnqueueOutcome::Duplicate {
+            id: id(1),
+            durability
+        })
+    );
+    let other = backend
+        .enqueue(with_key(3, 1, 8), QueueLimits::NONE, at(1))
+        .await;
+    assert_eq!(other, Ok(EnqueueOutcome::Mismatch { id: id(1) }));
+    let mut elsewhere = with_key(4, 1, 8);
+    elsewhere.idempotency_key = Some(IdemKey {
+        scope: "another".to_owned(),
+        ..key("k", 8)
+    });
+    enqueue(&backend, elsewhere).await;
+    let found = inspect(&backend)
+        .by_idempotency("caller route", "k", at(999))
+        .await;
+    assert_eq!(found, Ok(Some(id(1))));
+    let found = inspect(&backend)
+        .by_idempotency("caller route", "k", at(1000))
+        .await;
+    assert_eq!(found, Ok(None), "forgotten after its time");
+    let leased = lease(&backend, 9, 2).await;
+    assert_eq!(numbers(&leased), [1, 4]);
+    settle(&backend, &leased[0], done(), 3).await;
+    let after = backend
+        .enqueue(with_key(5, 4, 7), QueueLimits::NONE, at(4))
+        .await;
+    assert_eq!(
+        after,
+        Ok(EnqueueOutcome::Duplicate {
+            id: id(1),
+            durability
+        }),
+        "done is known too"
+    );
+    enqueue(&backend, with_key(6, 1000, 9)).await;
+    let same_id = backend
+        .enqueue(message(6, 1001), QueueLimits::NONE, at(1001))
+        .await;
+    assert_eq!(
+        same_id,
+        Ok(EnqueueOutcome::Duplicate {
+            id: id(6),
+            durability
+        })
+    );
+    assert_eq!(counts(&backend, 1001).await.enqueued_total, 3);
+}
+
+async fn concurrent_duplicates_store_one(backend: Backend) {
+    let all = join_all((0..32).map(|n| {
+        let mut message = message(n, 0);
+        message.idempotency_key = Some(key("same", 1));
+        backend.enqueue(message, QueueLimits::NONE, at(0))
+    }))
+    .await;
+    let mut stored = Vec::new();
+    let mut meant = Vec::new();
+    for out in all {
+        match out.expect("enqueue") {
+            EnqueueOutcome::Accepted(receipt) => stored.push(receipt.id),
+            EnqueueOutcome::Duplicate { id, .. } => meant.push(id),
+            EnqueueOutcome::Mismatch { .. } => panic!("the same request"),
+        }
+    }
+    assert_eq!((stored.len(), meant.len()), (1, 31));
+    assert!(meant.iter().all(|id| *id == stored[0]));
+    assert_eq!(lease(&backend, 99, 1).await.len(), 1);
+}
+
+async fn cancel_only_what_is_not_being_delivered(backend: Backend) {
+    let look = inspect(&backend);
+    assert_eq!(look.cancel(id(9), at(0)).await, Ok(CancelOutcome::Unknown));
+    enqueue(&backend, message(1, 0)).await;
+    let leased = lease_one(&backend, 0).await;
+    let busy = CancelOutcome::NotCancellable(State::Delivering);
+    assert_eq!(look.cancel(id(1), at(1)).await, Ok(busy));
+    settle(&backend, &leased, retry(100), 2).await;
+    assert_eq!(
+        look.cancel(id(1), at(3)).await,
+        Ok(CancelOutcome::Cancelled)
+    );
+    assert_eq!(
+        look.cancel(id(1), at(4)).await,
+        Ok(CancelOutcome::Cancelled),
+        "again"
+    );
+    assert!(lease(&backend, 1, 100).await.is_empty());
+    assert_eq!(look.result(id(1), at(100)).await, Ok(ResultOutcome::Gone));
+    assert_eq!(counts(&backend, 100).await.cancelled_total, 1);
+
+    enqueue(&backend, message(2, 100)).await;
+    let leased = lease_one(&backend, 100).await;
+    settle(&backend, &leased, done(), 101).await;
+    let over = CancelOutcome::NotCancellable(State::Succeeded);
+    assert_eq!(look.cancel(id(2), at(102)).await, Ok(over));
+}
+
+async fn expires_undelivered(backend: Backend) {
+    for n in 1..=3 {
+        let mut message = message(n, 0);
+        message.expires_at = Some(at(100));
+        enqueue(&backend, message).await;
+    }
+    let leased = lease(&backend, 1, 99).await;
+    assert!(
+        lease(&backend, 9, 100).await.is_empty(),
+        "2 and 3 are past their time"
+    );
+    while backend.reap(at(100)).await.expect("reap") > 0 {}
+    assert_eq!(
+        state(&backend, 1).await,
+        Some(State::Delivering),
+        "a delivery is not torn away"
+    );
+    assert_eq!(state(&backend, 2).await, Some(State::Expired));
+    settle(&backend, &leased[0], Settle::Expired, 101).await;
+    assert_eq!(state(&backend, 1).await, Some(State::Expired));
+    assert_eq!(counts(&backend, 101).await.expired_total, 3);
+}
+
+async fn results_are_kept_for_their_time(backend: Backend) {
+    let look = inspect(&backend);
+    assert_eq!(look.result(id(1), at(0)).await, Ok(ResultOutcome::Unknown));
+    let mut sent = message(1, 0);
+    sent.result_ttl_ms = 500;
+    enqueue(&backend, sent).await;
+    assert_eq!(look.result(id(1), at(0)).await, Ok(ResultOutcome::NotYet));
+    let leased = lease_one(&backend, 0).await;
+    let result = StoredResult {
+        status: 201,
+        headers: vec![("x-bin".to_owned(), vec![1, 200])],
+        body: Bytes::from_static(b"created"),
+        trailers: None,
+        finished_at: at(10),
+        truncated: false,
+    };
+    let done = Settle::Done {
+        result: Some(result.clone()),
+        attempt: attempt(201),
+    };
+    settle(&backend, &leased, done, 10).await;
+    assert_eq!(
+        look.result(id(1), at(509)).await,
+        Ok(ResultOutcome::Ready(result))
+    );
+    assert_eq!(look.result(id(1), at(510)).await, Ok(ResultOutcome::Gone));
+    while backend.reap(at(510)).await.expect("reap") > 0 {}
+    assert_eq!(
+        look.result(id(1), at(0)).await,
+        Ok(ResultOutcome::Gone),
+        "reaped"
+    );
+    assert_eq!(state(&backend, 1).await, Some(State::Succeeded));
+}
+
+async fn dead_letters_keep_everything(backend: Backend) {
+    let look = inspect(&backend);
+    enqueue(&backend, message(1, 0)).await;
+    let leased = lease_one(&backend, 0).await;
+    settle(&backend, &leased, retry(10), 1).await;
+    let leased = lease_one(&backend, 10).await;
+    let long = Bytes::from(vec![b'x'; 10_000]);
+    let dead = Settle::Dead {
+        reason: "exhausted".to_owned(),
+        attempt: Some(attempt(500)),
+        excerpt: long,
+    };
+    settle(&backend, &leased, dead, 11).await;
+    let letter = look
+        .dead_letter(id(1))
+        .await
+        .expect("dead_letter")
+        .expect("dead");
+    assert_eq!(
+        (letter.reason.as_str(), letter.died_at),
+        ("exhausted", at(11))
+    );
+    assert_eq!(letter.last_status, Some(500));
+    assert_eq!(letter.last_body_excerpt.len(), 4096);
+    assert_eq!(letter.status.attempts.len(), 2);
+    let request = letter.message.expect("the whole request");
+    assert_eq!(
+        (request.body, request.headers),
+        (message(1, 0).body, message(1, 0).headers)
+    );
+    assert_eq!(look.result(id(1), at(11)).await, Ok(ResultOutcome::Gone));
+    let counts = counts(&backend, 11).await;
+    assert_eq!((counts.dead, counts.dead_total, counts.bytes), (1, 1, 0));
+    assert!(counts.dead_bytes > 0);
+    assert_eq!(look.dead_letter(id(2)).await, Ok(None));
+}
+
+async fn replay_starts_over_at_the_tail(backend: Backend) {
+    let look = inspect(&backend);
+    for n in 1..=3 {
+        enqueue(&backend, message(n, 0)).await;
+    }
+    let leased = lease(&backend, 2, 0).await;
+    settle(&backend, &leased[0], dead("exhausted"), 1).await;
+    settle(&backend, &leased[1], dead("client_error"), 2).await;
+    let matching = Selection::Matching {
+        queue: QUEUE.to_owned(),
+        filter: DeadFilter {
+            reason: Some("exhausted".to_owned()),
+            ..DeadFilter::default()
+        },
+        max: 10,
+    };
+    let report = look
+        .replay(matching, Some("elsewhere".to_owned()), at(5000))
+        .await
+        .expect("replay");
+    assert_eq!(report.replayed, [id(1)]);
+    let again = look
+        .replay(Selection::Ids(vec![id(1)]), None, at(5001))
+        .await
+        .expect("replay");
+    assert_eq!((again.replayed.len(), again.skipped), (0, vec![id(1)]));
+    let leased = lease(&backend, 9, 5000).await;
+    assert_eq!(numbers(&leased), [3, 1], "after what was there");
+    let replayed = &leased[1];
+    assert_eq!((replayed.attempts_so_far, replayed.replays), (0, 1));
+    assert_eq!(
+        replayed.message.enqueued_at,
+        at(5000),
+        "its age starts over"
+    );
+    assert_eq!(replayed.created_at, at(0));
+    assert_eq!(replayed.message.target, "elsewhere");
+    assert_eq!(replayed.message.body, message(1, 0).body);
+    settle(&backend, replayed, done(), 5001).await;
+    let counts = counts(&backend, 5001).await;
+    assert_eq!(
+        (counts.enqueued_total, counts.dead_total, counts.dead),
+        (3, 2, 1)
+    );
+}
+
+async fn purge_forgets_the_request(backend: Backend) {
+    let look = inspect(&backend);
+    for n in 1..=4 {
+        enqueue(&backend, message(n, 0)).await;
+    }
+    let leased = lease(&backend, 2, 0).await;
+    settle(&backend, &leased[0], dead("no"), 1).await;
+    assert_eq!(
+        look.purge(Selection::Ids(vec![id(1), id(3)]), at(2)).await,
+        Ok(1),
+        "only the dead"
+    );
+    assert_eq!(look.dead_letter(id(1)).await, Ok(None));
+    assert_eq!(
+        state(&backend, 1).await,
+        Some(State::Dead),
+        "its status stays for a while"
+    );
+    assert_eq!(
+        look.purge_pending(QUEUE, at(3)).await,
+        Ok(2),
+        "all but the leased one"
+    );
+    assert_eq!(state(&backend, 3).await, Some(State::Cancelled));
+    assert_eq!(state(&backend, 2).await, Some(State::Delivering));
+    let counts = counts(&backend, 3).await;
+    assert_eq!(
+        (counts.purged_total, counts.dead, counts.pending()),
+        (3, 0, 1)
+    );
+}
+
+async fn limits_refuse(backend: Backend) {
+    let limits = QueueLimits {
+        max_depth: 2,
+        ..QueueLimits::NONE
+    };
+    let refused = |limits, n| backend.enqueue(message(n, 0), limits, at(0));
+    assert!(refused(limits, 1).await.is_ok());
+    assert!(refused(limits, 2).await.is_ok());
+    assert_eq!(
+        refused(limits, 3).await,
+        Err(EnqueueError::Full { depth: 2, max: 2 })
+    );
+    let weight = message(4, 0).weight();
+    let bytes = counts(&backend, 0).await.bytes;
+    assert_eq!(bytes, 2 * weight);
+    let tight = QueueLimits {
+        max_bytes: bytes + weight - 1,
+        ..QueueLimits::NONE
+    };
+    let full = EnqueueError::FullBytes {
+        bytes,
+        max: bytes + weight - 1,
+    };
+    assert_eq!(refused(tight, 4).await, Err(full));
+    let small = QueueLimits {
+        max_message_bytes: weight - 1,
+        ..QueueLimits::NONE
+    };
+    let large = EnqueueError::TooLarge {
+        bytes: weight,
+        max: weight - 1,
+    };
+    assert_eq!(refused(small, 4).await, Err(large));
+    let leased = lease_one(&backend, 0).await;
+    settle(&backend, &leased, done(), 1).await;
+    assert!(refused(limits, 5).await.is_ok(), "room again");
+}
+
+/// Needs the default [`crate::Retention`].
+async fn reap_forgets_what_is_past_its_time(backend: Backend) {
+    const DAY: u64 = 86_400_000;
+    for n in 1..=2 {
+        let mut message = message(n, 0);
+        message.idempotency_key = Some(key(&n.to_string(), 1));
+        enqueue(&backend, message).await;
+    }
+    let leased = lease(&backend, 2, 0).await;
+    settle(&backend, &leased[0], done(), 0).await;
+    settle(&backend, &leased[1], dead("no"), 0).await;
+    let reap = async |ms| while backend.reap(at(ms)).await.expect("reap") > 0 {};
+    reap(DAY - 1).await;
+    assert_eq!(state(&backend, 1).await, Some(State::Succeeded));
+    reap(DAY).await;
+    assert_eq!(state(&backend, 1).await, None);
+    assert_eq!(counts(&backend, DAY).await.dead, 1);
+    reap(14 * DAY).await;
+    assert_eq!(counts(&backend, 14 * DAY).await.purged_total, 1);
+    reap(15 * DAY).await;
+    assert_eq!(state(&backend, 2).await, None);
+}
+
+async fn wait_due_wakes(backend: Backend) {
+    let look = async |ms| {
+        let request = LeaseRequest {
+            queue: QUEUE.to_owned(),
+            max: 1,
+            lease_for_ms: 1000,
+            now: at(ms),
+            limits: TargetLimits::default(),
+        };
+        backend.lease(request).await.expect("lease")
+    };
+    let patience = Duration::from_secs(10);
+    let empty = look(0).await;
+    let wait = backend.wait_due(QUEUE, empty.cursor, at(0));
+    let (_, woken) = join(
+        enqueue(&backend, message(1, 0)),
+        tokio::time::timeout(patience, wait),
+    )
+    .await;
+    woken.expect("an enqueue wakes");
+
+    let batch = look(0).await;
+    assert_eq!(
+        batch.cursor.next_due,
+        Some(at(1000)),
+        "the end of the lease"
+    );
+    settle(&backend, &batch.leases[0], retry(1020), 1).await;
+    tokio::time::timeout(patience, backend.wait_due(QUEUE, batch.cursor, at(1)))
+        .await
+        .expect("a retry wakes");
+    let batch = look(1000).await;
+    assert!(batch.leases.is_empty());
+    assert_eq!(batch.cursor.next_due, Some(at(1020)));
+    tokio::time::timeout(patience, backend.wait_due(QUEUE, batch.cursor, at(1000)))
+        .await
+        .expect("a due time wakes");
+}
+
+async fn wait_final_sees_the_end(backend: Backend) {
+    let look = inspect(&backend);
+    assert_eq!(wait_final(look, id(1)).await, Ok(None), "unknown");
+    enqueue(&backend, message(1, 0)).await;
+    let deliver = async {
+        let leased = lease_one(&backend, 0).await;
+        tokio::task::yield_now().await;
+        settle(&backend, &leased, retry(1), 1).await;
+        let leased = lease_one(&backend, 1).await;
+        tokio::task::yield_now().await;
+        settle(&backend, &leased, done(), 2).await;
+    };
+    let wait = tokio::time::timeout(Duration::from_secs(10), wait_final(look, id(1)));
+    let (seen, ()) = join(wait, deliver).await;
+    let view = seen.expect("woken").expect("status").expect("known");
+    assert_eq!((view.state, view.attempts_spent), (State::Succeeded, 2));
+    let again = look
+        .wait_change(id(1), 0)
+        .await
+        .expect("status")
+        .expect("known");
+    assert_eq!(again.version, view.version, "0 is older than everything");
+}
+
+async fn lists_come_in_pages(backend: Backend) {
+    let look = inspect(&backend);
+    for n in 1..=5 {
+        enqueue(&backend, message(n, 0)).await;
+    }
+    let leased = lease(&backend, 2, 0).await;
+    settle(&backend, &leased[0], dead("no"), 1).await;
+    settle(&backend, &leased[1], done(), 1).await;
+    let mut page = PageRequest {
+        after: None,
+        limit: 2,
+    };
+    let mut seen = Vec::new();
+    loop {
+        let part = look.list(QUEUE, None, page).await.expect("list");
+        assert!(part.items.len() <= 2);
+        seen.extend(part.items.iter().map(|view| view.id));
+        page.after = part.next;
+        if part.next.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, [id(3), id(4), id(5)]);
+    let all = PageRequest::default();
+    let done = look
+        .list(QUEUE, Some(State::Succeeded), all)
+        .await
+        .expect("list");
+    assert_eq!(done.items.len(), 1);
+    let dead = look
+        .dead(QUEUE, DeadFilter::default(), all)
+        .await
+        .expect("dead");
+    assert_eq!(dead.items.len(), 1);
+    assert!(dead.items[0].message.is_none(), "lists carry no requests");
+    let other = DeadFilter {
+        target: Some("other".to_owned()),
+        ..DeadFilter::default()
+    };
+    assert!(
+        look.dead(QUEUE, other, all)
+            .await
+            .expect("dead")
+            .items
+            .is_empty()
+    );
+    assert!(
+        look.list("nowhere", None, all)
+            .await
+            .expect("list")
+            .items
+            .is_empty()
+    );
+}

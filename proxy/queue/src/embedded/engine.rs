@@ -1,0 +1,690 @@
+//! What each verb does to the index and to the rows of the next commit.
+//!
+//! Owns the writer's state between two openings of the file. A change is made in memory at once and
+//! its rows are collected; should the commit fail, the whole engine is dropped and rebuilt from the
+//! file, so nothing is ever rolled back by hand. Stands on the message's life.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use outrigger_core::time::UnixMillis;
+use redb::{Database, ReadTransaction, ReadableDatabase as _};
+use tracing::{error, warn};
+
+use super::codec::Known;
+use super::index::{Index, Live};
+use super::options::Options;
+use super::rows::{Expiring, Fault, Found, Table, WriteSet, exists, fetch, idem_key};
+use super::shared::Shared;
+use crate::backend::{
+    CancelOutcome, Counts, DueCursor, Durability, EnqueueError, EnqueueOutcome, Lease, LeaseBatch,
+    LeaseId, LeaseRequest, QueueLimits, Receipt, ReplayReport, Selection, Settle, SettleOutcome,
+};
+use crate::clock;
+use crate::message::{Message, MessageId, State, StoredResult};
+use crate::recent::RecentlySettled;
+use crate::record::{CORRUPT, LEASE_EXPIRED, Record, later};
+
+/// Rows that one reap looks at; keeps the writer's other callers waiting for a millisecond or two.
+const REAP_ROWS: usize = 500;
+
+pub(super) struct Engine {
+    pub(super) index: Index,
+    writes: WriteSet,
+    dirty_totals: BTreeSet<String>,
+    /// When the first uncommitted change was made.
+    dirty_since: Option<Instant>,
+    ops: u64,
+    settled: RecentlySettled,
+    last_token: u64,
+    options: Arc<Options>,
+    dir: PathBuf,
+    shared: Arc<Shared>,
+}
+
+impl Engine {
+    /// `last_token` goes on from the engine before, so that a lease of that one is never current.
+    pub(super) fn new(
+        options: Arc<Options>,
+        dir: PathBuf,
+        shared: Arc<Shared>,
+        last_token: u64,
+    ) -> Self {
+        Self {
+            index: Index::new(Arc::clone(&shared.signals)),
+            writes: WriteSet::default(),
+            dirty_totals: BTreeSet::new(),
+            dirty_since: None,
+            ops: 0,
+            settled: RecentlySettled::default(),
+            last_token,
+            options,
+            dir,
+            shared,
+        }
+    }
+
+    pub(super) fn last_token(&self) -> u64 {
+        self.last_token
+    }
+
+    /// When the oldest change that nobody waits for was made.
+    pub(super) fn dirty_since(&self) -> Option<Instant> {
+        self.dirty_since
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.writes.is_empty()
+    }
+
+    /// Makes everything so far durable.
+    pub(super) fn commit(&mut self, db: &Database) -> Result<(), Fault> {
+        for queue in std::mem::take(&mut self.dirty_totals) {
+            let totals = *self.index.totals(&queue);
+            self.writes.put(Table::Totals, queue.as_bytes(), &totals);
+        }
+        if self.writes.is_empty() {
+            return Ok(());
+        }
+        let began = clock::instant();
+        self.writes.commit(db)?;
+        let us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let figures = &self.shared.figures;
+        figures.commits.fetch_add(1, Relaxed);
+        figures
+            .committed_ops
+            .fetch_add(std::mem::take(&mut self.ops), Relaxed);
+        figures.commit_us.fetch_add(us, Relaxed);
+        figures.last_commit_us.store(us, Relaxed);
+        self.dirty_since = None;
+        self.shared.all_written();
+        Ok(())
+    }
+
+    /// Notes that a message changed, and tells who watches it.
+    fn touch(&mut self, id: MessageId) {
+        self.ops += 1;
+        if self.dirty_since.is_none() {
+            self.dirty_since = Some(clock::instant());
+        }
+        self.shared.mark_unwritten(id);
+        self.shared.watchers.wake(id);
+    }
+
+    fn totals(&mut self, queue: &str) -> &mut crate::record::Totals {
+        if !self.dirty_totals.contains(queue) {
+            self.dirty_totals.insert(queue.to_owned());
+        }
+        self.index.totals(queue)
+    }
+
+    /// Bytes that are missing on disk for another enqueue, as an error.
+    pub(super) fn check_disk(&self) -> Result<(), EnqueueError> {
+        let space = match (self.options.free_space)(&self.dir) {
+            Ok(space) => space,
+            Err(error) => {
+                // The commit will tell; refusing everything for a failed question would not help.
+                warn!(%error, "free space of the queue's volume is unknown");
+                return Ok(());
+            }
+        };
+        self.shared
+            .figures
+            .free_bytes
+            .store(space.available, Relaxed);
+        let share = space.total / 100 * u64::from(self.options.min_free_percent.min(100));
+        let required = share.max(self.options.min_free_bytes);
+        if space.available >= required {
+            return Ok(());
+        }
+        self.shared.figures.refused_disk_full.fetch_add(1, Relaxed);
+        Err(EnqueueError::DiskFull {
+            free: space.available,
+            required,
+        })
+    }
+
+    pub(super) fn enqueue(
+        &mut self,
+        reads: &mut Reads<'_>,
+        message: &Message,
+        limits: QueueLimits,
+        disk: &Result<(), EnqueueError>,
+        now: UnixMillis,
+    ) -> Result<Result<EnqueueOutcome, EnqueueError>, Fault> {
+        let (id, durability) = (message.id, Durability::Fsynced);
+        if self.is_known(reads.tx()?, id)? {
+            return Ok(Ok(EnqueueOutcome::Duplicate { id, durability }));
+        }
+        let row = message
+            .idempotency_key
+            .as_ref()
+            .map(|key| idem_key(&key.scope, &key.key));
+        if let (Some(key), Some(row)) = (&message.idempotency_key, &row)
+            && let Some(known) = self.known(reads.tx()?, row, now)?
+        {
+            return Ok(Ok(if known.fingerprint == key.fingerprint {
+                EnqueueOutcome::Duplicate {
+                    id: known.id,
+                    durability,
+                }
+            } else {
+                EnqueueOutcome::Mismatch { id: known.id }
+            }));
+        }
+        let (depth, bytes) = self.index.load(&message.queue);
+        let checked = limits.check(message.weight(), depth, bytes);
+        if let Err(refused) = checked.and_then(|()| disk.clone()) {
+            return Ok(Err(refused));
+        }
+        if let (Some(key), Some(row)) = (&message.idempotency_key, row) {
+            let until = later(now, key.ttl_ms);
+            let known = Known {
+                id,
+                fingerprint: key.fingerprint,
+                until,
+            };
+            self.writes.put(Table::Idem, &row, &known);
+            self.writes.put_expiry(until, &Expiring::Idem(row));
+        }
+        let record = Record::new(message, self.index.next_seq());
+        self.writes.put(Table::Body, id.as_bytes(), message);
+        self.totals(&message.queue).enqueued += 1;
+        self.keep(Live {
+            record,
+            lease: None,
+        });
+        Ok(Ok(EnqueueOutcome::Accepted(Receipt { id, durability })))
+    }
+
+    fn is_known(&self, tx: &ReadTransaction, id: MessageId) -> Result<bool, Fault> {
+        Ok(self.index.get(id).is_some()
+            || self.index.is_dead(id)
+            || exists(tx, Table::Done, id.as_bytes())?)
+    }
+
+    /// The live idempotency row, this batch's included.
+    fn known(
+        &self,
+        tx: &ReadTransaction,
+        row: &[u8],
+        now: UnixMillis,
+    ) -> Result<Option<Known>, Fault> {
+        match self.writes.fetch::<Known>(tx, Table::Idem, row)? {
+            Found::Value(known) => Ok(Some(known).filter(|known| known.until > now)),
+            Found::Absent => Ok(None),
+            Found::Corrupt(_) => {
+                self.shared.figures.corrupt.fetch_add(1, Relaxed);
+                error!("an idempotency key is damaged and forgotten; its repeat runs again");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Writes and files a message that is not final.
+    fn keep(&mut self, live: Live) {
+        let id = live.record.id;
+        self.writes.put(Table::Live, id.as_bytes(), &live.record);
+        self.index.put(live);
+        self.touch(id);
+    }
+
+    /// Writes a message that became final, with its answer, and lets go of what is not needed.
+    fn finish(&mut self, record: &Record, result: Option<&StoredResult>) {
+        let (id, key) = (record.id, *record.id.as_bytes());
+        self.writes.delete(Table::Live, &key);
+        self.totals(&record.queue).count_end(record);
+        let forget_at = record.forget_at.unwrap_or_default();
+        if record.state == State::Dead && !record.purged {
+            self.writes.put(Table::Dead, &key, record);
+            self.writes.put_expiry(forget_at, &Expiring::Dead(id));
+            self.index.bury(record);
+        } else {
+            self.writes.delete(Table::Body, &key);
+            self.writes.put(Table::Done, &key, record);
+            self.writes.put_expiry(forget_at, &Expiring::Done(id));
+        }
+        if let (Some(result), Some(until)) = (result, record.result_until) {
+            self.writes.put(Table::Result, &key, result);
+            self.writes.put_expiry(until, &Expiring::Result(id));
+        }
+        self.touch(id);
+    }
+
+    fn end(&mut self, id: MessageId, state: State, now: UnixMillis) {
+        if let Some(mut live) = self.index.take(id) {
+            live.record.end(state, None, now, &self.options.retention);
+            self.finish(&live.record, None);
+        }
+    }
+
+    pub(super) fn lease(
+        &mut self,
+        reads: &mut Reads<'_>,
+        request: &LeaseRequest,
+    ) -> Result<LeaseBatch, Fault> {
+        let now = request.now;
+        while let Some(id) = self.index.next_overrun(&request.queue, now) {
+            self.take_back(id, now);
+        }
+        self.expire(now);
+        self.index.promote(&request.queue, now);
+        let mut taken: HashMap<String, usize> = HashMap::new();
+        let mut leases = Vec::new();
+        while leases.len() < request.max {
+            let passes =
+                |target: &str| taken.get(target).copied().unwrap_or(0) < request.limits.of(target);
+            let Some(id) = self.index.next_ready(&request.queue, passes) else {
+                break;
+            };
+            if self
+                .index
+                .get(id)
+                .is_some_and(|live| live.record.is_overdue(now))
+            {
+                self.end(id, State::Expired, now);
+            } else if let Some(lease) = self.lease_one(reads.tx()?, id, request)? {
+                *taken.entry(lease.message.target.clone()).or_default() += 1;
+                leases.push(lease);
+            }
+        }
+        let generation = self.shared.signals.of(&request.queue).generation();
+        let next_due = self.index.next_due(&request.queue);
+        Ok(LeaseBatch {
+            leases,
+            cursor: DueCursor {
+                generation,
+                next_due,
+            },
+        })
+    }
+
+    /// Leases one message; none when it turned out to be corrupt and is dead now.
+    fn lease_one(
+        &mut self,
+        tx: &ReadTransaction,
+        id: MessageId,
+        request: &LeaseRequest,
+    ) -> Result<Option<Lease>, Fault> {
+        let found = fetch::<Message>(tx, Table::Body, id.as_bytes())?;
+        let Some(mut live) = self.index.take(id) else {
+            return Ok(None);
+        };
+        let message = match found {
+            Found::Value(message) => message,
+            Found::Absent => {
+                self.quarantine(live.record, &[], request.now);
+                return Ok(None);
+            }
+            Found::Corrupt(raw) => {
+                self.quarantine(live.record, &raw, request.now);
+                return Ok(None);
+            }
+        };
+        self.last_token += 1;
+        let until = later(request.now, request.lease_for_ms);
+        live.record.begin(request.now);
+        live.lease = Some((self.last_token, until));
+        let lease = Lease {
+            id: LeaseId {
+                message: id,
+                token: self.last_token,
+            },
+            message: live.record.addressed(message),
+            attempts_so_far: live.record.spent,
+            created_at: live.record.created_at,
+            until,
+            replays: live.record.replays,
+        };
+        self.keep(live);
+        Ok(Some(lease))
+    }
+
+    /// Sets a damaged message aside: its bytes in a file, the message dead.
+    pub(super) fn quarantine(&mut self, mut record: Record, raw: &[u8], now: UnixMillis) {
+        record.end(
+            State::Dead,
+            Some(CORRUPT.to_owned()),
+            now,
+            &self.options.retention,
+        );
+        self.quarantine_bytes(record.id, raw);
+        self.totals(&record.queue).corrupt += 1;
+        error!(id = %record.id, queue = record.queue, "message is corrupt and quarantined");
+        self.finish(&record, None);
+    }
+
+    /// Keeps damaged bytes for a human.
+    pub(super) fn quarantine_bytes(&self, id: MessageId, raw: &[u8]) {
+        self.shared.figures.corrupt.fetch_add(1, Relaxed);
+        if let Err(error) = write_aside(&self.dir, id, raw) {
+            warn!(%id, %error, "corrupt bytes could not be set aside; they stay in the store");
+        }
+    }
+
+    /// `Delivering → Retrying` for a lease that ran out.
+    fn take_back(&mut self, id: MessageId, now: UnixMillis) {
+        if let Some(mut live) = self.index.take(id) {
+            live.lease = None;
+            live.record.interrupt(LEASE_EXPIRED, Some(now));
+            self.keep(live);
+        }
+    }
+
+    fn expire(&mut self, now: UnixMillis) -> usize {
+        let mut expired = 0;
+        while expired < REAP_ROWS
+            && let Some(id) = self.index.next_overdue(now)
+        {
+            self.end(id, State::Expired, now);
+            expired += 1;
+        }
+        expired
+    }
+
+    fn is_current(&self, lease: LeaseId) -> bool {
+        let current = self.index.get(lease.message).and_then(|live| live.lease);
+        current.is_some_and(|(token, _)| token == lease.token)
+    }
+
+    pub(super) fn settle(
+        &mut self,
+        lease: LeaseId,
+        settle: Settle,
+        now: UnixMillis,
+    ) -> SettleOutcome {
+        if !self.is_current(lease) {
+            let known = self.settled.contains(lease);
+            return if known {
+                SettleOutcome::Settled
+            } else {
+                SettleOutcome::LeaseLost
+            };
+        }
+        let mut live = self
+            .index
+            .take(lease.message)
+            .expect("its lease is current");
+        live.lease = None;
+        let result = live.record.settle(settle, now, &self.options.retention);
+        if live.record.state.is_final() {
+            self.finish(&live.record, result.as_ref());
+        } else {
+            self.keep(live);
+        }
+        self.settled.remember(lease);
+        SettleOutcome::Settled
+    }
+
+    pub(super) fn extend(&mut self, lease: LeaseId, until: UnixMillis) -> SettleOutcome {
+        if !self.is_current(lease) {
+            return SettleOutcome::LeaseLost;
+        }
+        if let Some(mut live) = self.index.take(lease.message) {
+            live.lease = Some((lease.token, until));
+            self.index.put(live);
+        }
+        SettleOutcome::Settled
+    }
+
+    pub(super) fn cancel(
+        &mut self,
+        tx: &ReadTransaction,
+        id: MessageId,
+        now: UnixMillis,
+    ) -> Result<CancelOutcome, Fault> {
+        let Some(live) = self.index.get(id) else {
+            if self.index.is_dead(id) {
+                return Ok(CancelOutcome::NotCancellable(State::Dead));
+            }
+            let done = self
+                .writes
+                .fetch::<Record>(tx, Table::Done, id.as_bytes())?
+                .value();
+            return Ok(match done.map(|record| record.state) {
+                None => CancelOutcome::Unknown,
+                Some(State::Cancelled) => CancelOutcome::Cancelled,
+                Some(state) => CancelOutcome::NotCancellable(state),
+            });
+        };
+        match live.lease {
+            Some((_, until)) if until <= now => self.take_back(id, now),
+            Some(_) => return Ok(CancelOutcome::NotCancellable(State::Delivering)),
+            None => {}
+        }
+        self.end(id, State::Cancelled, now);
+        Ok(CancelOutcome::Cancelled)
+    }
+
+    /// The dead letters that a selection means. Their rows must be committed.
+    fn select(
+        &self,
+        tx: &ReadTransaction,
+        selection: Selection,
+    ) -> Result<Vec<(MessageId, Option<Record>)>, Fault> {
+        let read = |id: MessageId| -> Result<Option<Record>, Fault> {
+            Ok(fetch::<Record>(tx, Table::Dead, id.as_bytes())?.value())
+        };
+        match selection {
+            Selection::Ids(ids) => ids.into_iter().map(|id| Ok((id, read(id)?))).collect(),
+            Selection::Matching { queue, filter, max } => {
+                let mut out = Vec::new();
+                for id in self.index.dead(&queue) {
+                    if out.len() == max {
+                        break;
+                    }
+                    let record = read(id)?;
+                    if record
+                        .as_ref()
+                        .is_some_and(|record| record.matches(&filter))
+                    {
+                        out.push((id, record));
+                    }
+                }
+                Ok(out)
+            }
+        }
+    }
+
+    /// Needs everything committed before.
+    pub(super) fn replay(
+        &mut self,
+        tx: &ReadTransaction,
+        selection: Selection,
+        to: Option<&str>,
+        now: UnixMillis,
+    ) -> Result<ReplayReport, Fault> {
+        let mut report = ReplayReport::default();
+        for (id, record) in self.select(tx, selection)? {
+            let whole = fetch::<Message>(tx, Table::Body, id.as_bytes())?
+                .value()
+                .is_some();
+            match record.filter(|_| whole && self.index.is_dead(id)) {
+                Some(mut record) => {
+                    self.exhume(&record);
+                    record.replay(self.index.next_seq(), to, now);
+                    self.keep(Live {
+                        record,
+                        lease: None,
+                    });
+                    report.replayed.push(id);
+                }
+                None => report.skipped.push(id),
+            }
+        }
+        Ok(report)
+    }
+
+    fn exhume(&mut self, record: &Record) {
+        self.index.unbury(record.id);
+        self.writes.delete(Table::Dead, record.id.as_bytes());
+        let forget_at = record.forget_at.unwrap_or_default();
+        self.writes
+            .delete_expiry(forget_at, &Expiring::Dead(record.id));
+    }
+
+    /// Needs everything committed before.
+    pub(super) fn purge(
+        &mut self,
+        tx: &ReadTransaction,
+        selection: Selection,
+        now: UnixMillis,
+    ) -> Result<u64, Fault> {
+        let mut purged = 0;
+        for (id, record) in self.select(tx, selection)? {
+            if let Some(record) = record.filter(|_| self.index.is_dead(id)) {
+                self.purge_dead(record, now);
+                purged += 1;
+            }
+        }
+        Ok(purged)
+    }
+
+    fn purge_dead(&mut self, mut record: Record, now: UnixMillis) {
+        self.exhume(&record);
+        record.purge(now, &self.options.retention);
+        self.finish(&record, None);
+    }
+
+    pub(super) fn purge_pending(&mut self, queue: &str, now: UnixMillis) -> u64 {
+        let ids = self.index.idle(queue);
+        for id in &ids {
+            if let Some(mut live) = self.index.take(*id) {
+                live.record.purge(now, &self.options.retention);
+                self.finish(&live.record, None);
+            }
+        }
+        ids.len() as u64
+    }
+
+    pub(super) fn counts(&self, queue: &str, now: UnixMillis) -> Counts {
+        self.index.counts(queue, now)
+    }
+
+    /// Needs everything committed before.
+    pub(super) fn reap(&mut self, tx: &ReadTransaction, now: UnixMillis) -> Result<usize, Fault> {
+        let mut work = self.expire(now);
+        let table = tx.open_table(Table::Exp.definition())?;
+        let end = now.0.saturating_add(1).to_be_bytes();
+        for row in table.range::<&[u8]>(..end.as_slice())?.take(REAP_ROWS) {
+            let (key, _) = row?;
+            let key = key.value();
+            self.writes.delete(Table::Exp, key);
+            if let Some(what) = Expiring::parse(key) {
+                self.reap_one(tx, &what, now)?;
+            }
+            work += 1;
+        }
+        for id in self
+            .index
+            .beyond(self.options.retention.max_dead)
+            .into_iter()
+            .take(REAP_ROWS)
+        {
+            if let Some(record) = fetch::<Record>(tx, Table::Dead, id.as_bytes())?.value() {
+                self.purge_dead(record, now);
+                work += 1;
+            }
+        }
+        if work > 0 && self.dirty_since.is_none() {
+            self.dirty_since = Some(clock::instant());
+        }
+        Ok(work)
+    }
+
+    /// Removes what an expiry row stands for, unless it was renewed since.
+    fn reap_one(
+        &mut self,
+        tx: &ReadTransaction,
+        what: &Expiring,
+        now: UnixMillis,
+    ) -> Result<(), Fault> {
+        let past = |at: Option<UnixMillis>| at.is_none_or(|at| at <= now);
+        match what {
+            Expiring::Idem(row) => {
+                let known = self.writes.fetch::<Known>(tx, Table::Idem, row)?.value();
+                if past(known.map(|known| known.until)) {
+                    self.writes.delete(Table::Idem, row);
+                }
+            }
+            Expiring::Result(id) => self.writes.delete(Table::Result, id.as_bytes()),
+            Expiring::Done(id) => {
+                let done = self
+                    .writes
+                    .fetch::<Record>(tx, Table::Done, id.as_bytes())?
+                    .value();
+                if past(done.and_then(|record| record.forget_at)) {
+                    self.writes.delete(Table::Done, id.as_bytes());
+                }
+            }
+            Expiring::Dead(id) => {
+                let dead = fetch::<Record>(tx, Table::Dead, id.as_bytes())?.value();
+                if let Some(record) = dead.filter(|record| past(record.forget_at))
+                    && self.index.is_dead(*id)
+                {
+                    self.purge_dead(record, now);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets totals as they were read at open.
+    pub(super) fn restore_totals(&mut self, queue: &str, totals: crate::record::Totals) {
+        *self.index.totals(queue) = totals;
+    }
+
+    /// Totals that have to be written with the next commit.
+    pub(super) fn mend_totals(&mut self, queue: &str) -> &mut crate::record::Totals {
+        self.totals(queue)
+    }
+
+    /// Files a message as open found it; `dirty` writes it back.
+    pub(super) fn adopt(&mut self, record: Record, dirty: bool) {
+        let live = Live {
+            record,
+            lease: None,
+        };
+        if dirty {
+            self.keep(live)
+        } else {
+            self.index.put(live)
+        }
+    }
+}
+
+/// Reads of one batch, from the file as the last commit left it.
+pub(super) struct Reads<'a> {
+    db: &'a Database,
+    tx: Option<ReadTransaction>,
+}
+
+impl<'a> Reads<'a> {
+    pub(super) fn new(db: &'a Database) -> Self {
+        Self { db, tx: None }
+    }
+
+    pub(super) fn tx(&mut self) -> Result<&ReadTransaction, Fault> {
+        if self.tx.is_none() {
+            self.tx = Some(self.db.begin_read()?);
+        }
+        Ok(self.tx.as_ref().expect("just begun"))
+    }
+
+    /// After a commit: the next read begins anew.
+    pub(super) fn renew(&mut self) {
+        self.tx = None;
+    }
+}
+
+fn write_aside(dir: &Path, id: MessageId, raw: &[u8]) -> std::io::Result<()> {
+    let dir = dir.join("quarantine");
+    std::fs::create_dir_all(&dir)?;
+    let mut file = std::fs::File::create(dir.join(format!("{id}.bin")))?;
+    file.write_all(raw)?;
+    file.sync_all()
+}

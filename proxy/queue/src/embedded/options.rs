@@ -1,0 +1,106 @@
+//! How an embedded store is opened, and why that can fail.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::Retention;
+
+/// Space on a volume, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FreeSpace {
+    /// Size of the volume.
+    pub total: u64,
+    /// Free for an unprivileged process.
+    pub available: u64,
+}
+
+/// Asks how much room is left on the volume of a directory.
+pub type FreeSpaceProbe = Arc<dyn Fn(&Path) -> std::io::Result<FreeSpace> + Send + Sync>;
+
+/// How to open an [`EmbeddedStore`](super::EmbeddedStore).
+#[derive(Clone)]
+pub struct Options {
+    /// redb's page cache. Default 32 MiB; redb's own default would be 1 GiB.
+    pub cache_bytes: usize,
+    /// Accept a volume that is lost with the container (tmpfs, ramfs, overlay). Default false.
+    pub allow_ephemeral: bool,
+    /// Enqueues stop below this many free bytes. Default 64 MiB.
+    pub min_free_bytes: u64,
+    /// Enqueues stop below this share of the volume, in percent, 0 to 100. Default 5. The larger
+    /// of the two counts.
+    pub min_free_percent: u8,
+    /// Enqueued bytes that may wait for the writer before more are refused. Default 64 MiB.
+    pub max_unwritten_bytes: u64,
+    /// How long a change that nobody waits for may stay unwritten. Default 20 ms.
+    pub ride_along: Duration,
+    /// How long finished things are kept.
+    pub retention: Retention,
+    /// Asks for free space; the default asks the file system.
+    pub free_space: FreeSpaceProbe,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 32 << 20,
+            allow_ephemeral: false,
+            min_free_bytes: 64 << 20,
+            min_free_percent: 5,
+            max_unwritten_bytes: 64 << 20,
+            ride_along: Duration::from_millis(20),
+            retention: Retention::default(),
+            free_space: Arc::new(super::volume::free_space),
+        }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("cache_bytes", &self.cache_bytes)
+            .field("allow_ephemeral", &self.allow_ephemeral)
+            .field("min_free_bytes", &self.min_free_bytes)
+            .field("min_free_percent", &self.min_free_percent)
+            .field("retention", &self.retention)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a store cannot be opened; someone must act.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// Another process owns the state directory.
+    #[error("open the queue store: {0} is in use by another process")]
+    Locked(PathBuf),
+    /// The volume is lost with the container.
+    #[error(
+        "open the queue store: {dir} is on {kind}, which does not outlive the container; \
+         mount a volume or set allowEphemeral: true"
+    )]
+    Ephemeral {
+        /// The state directory.
+        dir: PathBuf,
+        /// The file system.
+        kind: &'static str,
+    },
+    /// The directory cannot be used.
+    #[error("open the queue store: {dir}: {error}")]
+    Directory {
+        /// The state directory.
+        dir: PathBuf,
+        /// What the system said.
+        error: String,
+    },
+    /// The file is damaged as a whole, or was written by a newer version.
+    #[error("open the queue store: {file}: {error}; move it away to start empty")]
+    Damaged {
+        /// The store's file.
+        file: PathBuf,
+        /// What is wrong with it.
+        error: String,
+    },
+    /// The store was closed before it was ready.
+    #[error("open the queue store: it was closed")]
+    Closed,
+}

@@ -1,0 +1,204 @@
+//! Opening the file and rebuilding the index from it.
+//!
+//! Reads every pending and dead record once; requests and tombstones stay on disk. A message that
+//! was being delivered goes back to its queue with that attempt counted. A damaged record is
+//! quarantined with what can still be read of it.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+
+use outrigger_core::time::UnixMillis;
+use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _};
+use tracing::{error, info, warn};
+
+use super::engine::Engine;
+use super::options::{OpenError, Options};
+use super::rows::{Fault, Found, Table, ensure_schema, fetch, message_id, unseal};
+use super::shared::Shared;
+use super::volume;
+use crate::message::{Message, MessageId, State};
+use crate::record::{INTERRUPTED, Record, Totals};
+
+/// The store's file in the state directory.
+pub(super) const FILE: &str = "queue.redb";
+/// Where a message is listed whose queue cannot be read any more.
+const UNKNOWN_QUEUE: &str = "unknown";
+/// A file smaller than this is never compacted.
+const COMPACT_ABOVE_BYTES: u64 = 64 << 20;
+
+/// Why an opening did not succeed.
+pub(super) enum Failed {
+    /// Worth another try.
+    Fault(Fault),
+    /// Someone must act.
+    Fatal(OpenError),
+}
+
+impl<E: Into<Fault>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self::Fault(error.into())
+    }
+}
+
+pub(super) fn open_file(dir: &Path, options: &Options) -> Result<Database, Failed> {
+    let file = dir.join(FILE);
+    let damaged = |error: String| {
+        Failed::Fatal(OpenError::Damaged {
+            file: file.clone(),
+            error,
+        })
+    };
+    let mut builder = Database::builder();
+    builder.set_cache_size(options.cache_bytes);
+    let db = builder.create(&file).map_err(|error| match error {
+        // A foreign or cut-off file shows as one of these two kinds; no later try reads it better.
+        DatabaseError::Storage(redb::StorageError::Io(io))
+            if !matches!(io.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
+        {
+            Failed::Fault(io.into())
+        }
+        other => damaged(other.to_string()),
+    })?;
+    volume::sync_dir(dir)?;
+    match ensure_schema(&db)? {
+        Ok(()) => Ok(db),
+        Err(why) => Err(damaged(why)),
+    }
+}
+
+/// Fills a new engine from the file and commits what had to be put right.
+pub(super) fn rebuild(
+    db: &mut Database,
+    engine: &mut Engine,
+    dir: &Path,
+    shared: &Shared,
+) -> Result<(), Failed> {
+    let tx = db.begin_read()?;
+    read_totals(&tx, engine, shared)?;
+    let mut lost = Vec::new();
+    let interrupted = read_live(&tx, engine, &mut lost)?;
+    read_dead(&tx, engine, &mut lost)?;
+    for (id, raw) in lost {
+        attribute(engine, id, &raw);
+    }
+    drop(tx);
+    engine.commit(db)?;
+    let file_bytes = std::fs::metadata(dir.join(FILE))?.len();
+    shared.figures.file_bytes.store(file_bytes, Relaxed);
+    // Free pages are reused and the tail shrinks by itself; only a mostly empty file is worth it.
+    if file_bytes > COMPACT_ABOVE_BYTES && engine.index.stored_bytes() < file_bytes / 2 {
+        db.compact()?;
+    }
+    let pending: u64 = engine
+        .index
+        .names()
+        .iter()
+        .map(|q| engine.index.load(q).0)
+        .sum();
+    info!(pending, interrupted, file_bytes, "queue store is open");
+    Ok(())
+}
+
+fn read_totals(tx: &ReadTransaction, engine: &mut Engine, shared: &Shared) -> Result<(), Fault> {
+    for row in tx
+        .open_table(Table::Totals.definition())?
+        .range::<&[u8]>(..)?
+    {
+        let (key, value) = row?;
+        let queue = String::from_utf8_lossy(key.value());
+        match unseal::<Totals>(Table::Totals, key.value(), value.value()) {
+            Found::Value(totals) => engine.restore_totals(&queue, totals),
+            Found::Absent | Found::Corrupt(_) => {
+                shared.figures.corrupt.fetch_add(1, Relaxed);
+                error!(queue = %queue, "totals are damaged; they start again from what is held");
+            }
+        }
+    }
+    Ok(())
+}
+
+type Lost = Vec<(MessageId, Vec<u8>)>;
+
+fn read_live(tx: &ReadTransaction, engine: &mut Engine, lost: &mut Lost) -> Result<u64, Fault> {
+    let mut interrupted = 0;
+    for row in tx
+        .open_table(Table::Live.definition())?
+        .range::<&[u8]>(..)?
+    {
+        let (key, value) = row?;
+        let Some(id) = message_id(key.value()) else {
+            warn!("a row with a foreign key is ignored");
+            continue;
+        };
+        match unseal::<Record>(Table::Live, key.value(), value.value()) {
+            Found::Value(mut record) => {
+                let was_leased = record.state == State::Delivering;
+                if was_leased {
+                    record.interrupt(INTERRUPTED, None);
+                    interrupted += 1;
+                }
+                engine.adopt(record, was_leased);
+            }
+            Found::Absent | Found::Corrupt(_) => {
+                salvage(tx, engine, id, value.value(), lost)?;
+            }
+        }
+    }
+    Ok(interrupted)
+}
+
+fn read_dead(tx: &ReadTransaction, engine: &mut Engine, lost: &mut Lost) -> Result<(), Fault> {
+    for row in tx
+        .open_table(Table::Dead.definition())?
+        .range::<&[u8]>(..)?
+    {
+        let (key, value) = row?;
+        let Some(id) = message_id(key.value()) else {
+            warn!("a row with a foreign key is ignored");
+            continue;
+        };
+        match unseal::<Record>(Table::Dead, key.value(), value.value()) {
+            Found::Value(record) => engine.index.bury(&record),
+            Found::Absent | Found::Corrupt(_) => {
+                salvage(tx, engine, id, value.value(), lost)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Quarantines a message whose record is damaged, under the queue that its request names.
+fn salvage(
+    tx: &ReadTransaction,
+    engine: &mut Engine,
+    id: MessageId,
+    raw: &[u8],
+    lost: &mut Lost,
+) -> Result<(), Fault> {
+    match fetch::<Message>(tx, Table::Body, id.as_bytes())? {
+        Found::Value(message) => {
+            let record = Record::new(&message, engine.index.next_seq());
+            // When it died is lost with the record; its age is the nearest that is known.
+            engine.quarantine(record, raw, message.enqueued_at);
+        }
+        Found::Absent | Found::Corrupt(_) => lost.push((id, raw.to_vec())),
+    }
+    Ok(())
+}
+
+/// Quarantines a message of which only the id is known, under a queue that misses one.
+fn attribute(engine: &mut Engine, id: MessageId, raw: &[u8]) {
+    let at: UnixMillis = id.created_at();
+    let names = engine.index.names();
+    let missing = names
+        .iter()
+        .find(|queue| engine.counts(queue, at).drift() > 0);
+    let queue = missing.map_or(UNKNOWN_QUEUE, String::as_str);
+    if missing.is_none() {
+        engine.mend_totals(queue).enqueued += 1;
+    }
+    let message = Message::new(id, queue, "", bytes::Bytes::new(), at);
+    let record = Record::new(&message, engine.index.next_seq());
+    engine.quarantine(record, raw, at);
+}

@@ -1,0 +1,385 @@
+//! The writer thread: opens the file, commits in groups, reopens after a failure.
+//!
+//! Owns the file and everything that changes it. Stands on the message's life. A failure of any kind
+//! (I/O, a panic of the engine below) drops the file and the memory of it, fails who waits, and
+//! starts over from what is on disk; an fsync that failed is never tried again on the same handle.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use redb::Database;
+use tracing::{error, warn};
+
+use super::engine::{Engine, Reads};
+use super::options::{OpenError, Options};
+use super::recover::{FILE, Failed, open_file, rebuild};
+use super::rows::Fault;
+use super::shared::{Op, Phase, Reply, Shared};
+use super::volume;
+use crate::clock;
+use crate::record::later;
+
+/// Most operations in one commit; bounds how long the first of them waits.
+const MAX_BATCH_OPS: usize = 4096;
+/// Most request bytes in one commit.
+const MAX_BATCH_BYTES: u64 = 8 << 20;
+/// First pause before reopening; doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+pub(super) struct Writer {
+    pub(super) dir: PathBuf,
+    pub(super) options: Arc<Options>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) ops: Receiver<Op>,
+}
+
+/// Why serving ended.
+enum End {
+    Closed(Option<Reply<()>>),
+    Fault(Fault),
+}
+
+impl Writer {
+    /// Runs until the store is closed.
+    pub(super) fn run(self) {
+        let closed = match volume::prepare(&self.dir, &self.options) {
+            Ok(lock) => {
+                let closed = self.open_and_serve();
+                drop(lock);
+                closed
+            }
+            Err(error) => self.refuse(error),
+        };
+        self.shared.phase.send_replace(Phase::Closed);
+        self.shared.wake_all();
+        if let Some(reply) = closed {
+            answer(reply, ());
+        }
+    }
+
+    fn open_and_serve(&self) -> Option<Reply<()>> {
+        let mut pause = FIRST_PAUSE;
+        let mut last_token = 0;
+        loop {
+            let fault = match self.open(last_token) {
+                Ok(mut engine) => {
+                    pause = FIRST_PAUSE;
+                    self.shared.phase.send_replace(Phase::Ready);
+                    self.shared.wake_all();
+                    let end = self.serve(&mut engine);
+                    last_token = engine.last_token();
+                    match end {
+                        End::Closed(reply) => {
+                            self.let_go();
+                            return reply;
+                        }
+                        End::Fault(fault) => fault,
+                    }
+                }
+                Err(Failed::Fault(fault)) => fault,
+                Err(Failed::Fatal(error)) => return self.refuse(error),
+            };
+            warn!(
+                error = fault.0,
+                pause_ms = pause.as_millis(),
+                "queue store failed; reopening"
+            );
+            let why = format!("recovering: {}", fault.0);
+            self.shared.phase.send_replace(Phase::Opening(why));
+            self.let_go();
+            self.shared.all_written();
+            self.shared.wake_all();
+            self.shared.figures.reopens.fetch_add(1, Relaxed);
+            if let Some(reply) = self.sit_out(pause) {
+                return reply;
+            }
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    /// Opens the file; a panic over it means that it is damaged.
+    fn open(&self, last_token: u64) -> Result<Engine, Failed> {
+        let shared = Arc::clone(&self.shared);
+        let mut engine = Engine::new(
+            Arc::clone(&self.options),
+            self.dir.clone(),
+            shared,
+            last_token,
+        );
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let mut db = open_file(&self.dir, &self.options)?;
+            rebuild(&mut db, &mut engine, &self.dir, &self.shared)?;
+            Ok(db)
+        }));
+        let db = opened.unwrap_or_else(|_| {
+            let error = "reading it panicked".to_owned();
+            let file = self.dir.join(FILE);
+            Err(Failed::Fatal(OpenError::Damaged { file, error }))
+        })?;
+        *self.shared.db_mut() = Some(db);
+        Ok(engine)
+    }
+
+    /// Lets go of the file, whatever state it is in.
+    fn let_go(&self) {
+        let db = self.shared.db_mut().take();
+        let closed = catch_unwind(AssertUnwindSafe(|| db.map(Database::close)));
+        match closed {
+            Ok(None | Some(Ok(()))) => {}
+            Ok(Some(Err(error))) => warn!(%error, "queue file did not close cleanly"),
+            Err(_) => warn!("queue file did not close cleanly: panic"),
+        }
+    }
+
+    /// Answers nobody until closed: someone must act.
+    fn refuse(&self, error: OpenError) -> Option<Reply<()>> {
+        error!(%error, "queue store is not available");
+        self.shared.phase.send_replace(Phase::Failed(error));
+        self.shared.wake_all();
+        loop {
+            match self.ops.recv() {
+                Ok(Op::Close { reply }) => return reply,
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// Drops what is asked for a while; a dropped reply reads as unavailable.
+    fn sit_out(&self, pause: Duration) -> Option<Option<Reply<()>>> {
+        let until = clock::instant() + pause;
+        loop {
+            let left = until.saturating_duration_since(clock::instant());
+            match self.ops.recv_timeout(left) {
+                Ok(Op::Close { reply }) => return Some(reply),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => return None,
+                Err(RecvTimeoutError::Disconnected) => return Some(None),
+            }
+        }
+    }
+
+    fn serve(&self, engine: &mut Engine) -> End {
+        loop {
+            let batch = self.collect(engine);
+            let guard = self.shared.db();
+            let Some(db) = guard.as_ref() else {
+                return End::Fault(Fault("the file is gone".to_owned()));
+            };
+            let mut close = None;
+            let ran = catch_unwind(AssertUnwindSafe(|| {
+                self.work(engine, db, batch, &mut close)
+            }));
+            drop(guard);
+            let fault = match ran {
+                Ok(Ok(())) => None,
+                Ok(Err(fault)) => Some(fault),
+                Err(_) => Some(Fault("the store panicked".to_owned())),
+            };
+            match (close, fault) {
+                (None, None) => {}
+                (None, Some(fault)) => return End::Fault(fault),
+                (Some(reply), None) => return End::Closed(reply),
+                (Some(reply), Some(fault)) => {
+                    error!(error = fault.0, "queue store failed while closing");
+                    return End::Closed(reply);
+                }
+            }
+        }
+    }
+
+    /// Waits for something to do, then takes what else is there. Empty: the ride-along is due.
+    fn collect(&self, engine: &Engine) -> Vec<Op> {
+        let first = match engine.dirty_since() {
+            None => self.ops.recv().unwrap_or(Op::Close { reply: None }),
+            Some(since) => {
+                let due = since + self.options.ride_along;
+                let left = due.saturating_duration_since(clock::instant());
+                match self.ops.recv_timeout(left) {
+                    Ok(op) => op,
+                    Err(RecvTimeoutError::Timeout) => return Vec::new(),
+                    Err(RecvTimeoutError::Disconnected) => Op::Close { reply: None },
+                }
+            }
+        };
+        let mut bytes = weight(&first);
+        let mut batch = vec![first];
+        while batch.len() < MAX_BATCH_OPS
+            && bytes < MAX_BATCH_BYTES
+            && let Ok(op) = self.ops.try_recv()
+        {
+            bytes += weight(&op);
+            batch.push(op);
+        }
+        batch
+    }
+
+    /// Does a batch: changes first, one commit if somebody waits for it, then what only looks or
+    /// leases, so that nothing is delivered before it is durable. Sets `close` when asked to.
+    fn work(
+        &self,
+        engine: &mut Engine,
+        db: &Database,
+        batch: Vec<Op>,
+        close: &mut Option<Option<Reply<()>>>,
+    ) -> Result<(), Fault> {
+        let mut reads = Reads::new(db);
+        let mut after_commit: Vec<Box<dyn FnOnce()>> = Vec::new();
+        let mut rest = Vec::new();
+        let mut disk = None;
+        let mut must_commit = false;
+        for op in batch {
+            match op {
+                Op::Enqueue {
+                    message,
+                    limits,
+                    now,
+                    queued,
+                    reply,
+                } => {
+                    let disk = disk.get_or_insert_with(|| engine.check_disk());
+                    let out = engine.enqueue(&mut reads, &message, limits, disk, now)?;
+                    must_commit |= out.is_ok();
+                    after_commit.push(Box::new(move || {
+                        answer(reply, out);
+                        drop(queued);
+                    }));
+                }
+                Op::Settle {
+                    lease,
+                    settle,
+                    now,
+                    reply,
+                } => {
+                    answer(reply, engine.settle(lease, *settle, now));
+                }
+                Op::Extend {
+                    lease,
+                    lease_for_ms,
+                    now,
+                    reply,
+                } => {
+                    answer(reply, engine.extend(lease, later(now, lease_for_ms)));
+                }
+                Op::Cancel { id, now, reply } => {
+                    let out = engine.cancel(reads.tx()?, id, now)?;
+                    must_commit = true;
+                    after_commit.push(Box::new(move || answer(reply, out)));
+                }
+                Op::PurgePending { queue, now, reply } => {
+                    let out = engine.purge_pending(&queue, now);
+                    must_commit = true;
+                    after_commit.push(Box::new(move || answer(reply, out)));
+                }
+                Op::Flush { reply } => {
+                    must_commit = true;
+                    after_commit.push(Box::new(move || answer(reply, ())));
+                }
+                Op::Fault(why) => return Err(Fault(why)),
+                Op::Close { reply } => *close = Some(reply),
+                other => rest.push(other),
+            }
+        }
+        let ride_along_due = engine
+            .dirty_since()
+            .is_some_and(|since| since.elapsed() >= self.options.ride_along);
+        if must_commit || ride_along_due || close.is_some() {
+            self.commit(engine, db, &mut reads)?;
+        }
+        after_commit.into_iter().for_each(|done| done());
+        for op in rest {
+            self.look(engine, db, &mut reads, op)?;
+        }
+        if close.is_some() {
+            self.commit(engine, db, &mut reads)?;
+        }
+        Ok(())
+    }
+
+    fn commit(
+        &self,
+        engine: &mut Engine,
+        db: &Database,
+        reads: &mut Reads<'_>,
+    ) -> Result<(), Fault> {
+        if engine.is_dirty() {
+            reads.renew();
+            engine.commit(db)?;
+            note_size(&self.dir, &self.shared);
+        }
+        Ok(())
+    }
+
+    fn look(
+        &self,
+        engine: &mut Engine,
+        db: &Database,
+        reads: &mut Reads<'_>,
+        op: Op,
+    ) -> Result<(), Fault> {
+        match op {
+            Op::Lease { request, reply } => answer(reply, engine.lease(reads, &request)?),
+            Op::Counts { queue, now, reply } => answer(reply, engine.counts(&queue, now)),
+            Op::Queues { reply } => answer(reply, engine.index.names()),
+            Op::Replay {
+                selection,
+                to,
+                now,
+                reply,
+            } => {
+                self.commit(engine, db, reads)?;
+                let out = engine.replay(reads.tx()?, selection, to.as_deref(), now)?;
+                self.commit(engine, db, reads)?;
+                answer(reply, out);
+            }
+            Op::Purge {
+                selection,
+                now,
+                reply,
+            } => {
+                self.commit(engine, db, reads)?;
+                let out = engine.purge(reads.tx()?, selection, now)?;
+                self.commit(engine, db, reads)?;
+                answer(reply, out);
+            }
+            Op::Reap { now, reply } => {
+                self.commit(engine, db, reads)?;
+                answer(reply, engine.reap(reads.tx()?, now)?);
+            }
+            // Done before the commit.
+            Op::Enqueue { .. }
+            | Op::Settle { .. }
+            | Op::Extend { .. }
+            | Op::Cancel { .. }
+            | Op::PurgePending { .. }
+            | Op::Flush { .. }
+            | Op::Fault(_)
+            | Op::Close { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+/// Answers; one who went away needs none.
+fn answer<T>(reply: Reply<T>, out: T) {
+    let _ = reply.send(out);
+}
+
+fn weight(op: &Op) -> u64 {
+    if let Op::Enqueue { message, .. } = op {
+        message.weight()
+    } else {
+        0
+    }
+}
+
+fn note_size(dir: &Path, shared: &Shared) {
+    if let Ok(meta) = std::fs::metadata(dir.join(FILE)) {
+        shared.figures.file_bytes.store(meta.len(), Relaxed);
+    }
+}

@@ -1,0 +1,243 @@
+//! What the sidecar knows, as JSON for people and programs, and the gauges set before a scrape.
+
+use std::sync::Arc;
+
+use outrigger_core::breaker::Cause;
+use outrigger_core::time::Mono;
+use serde_json::{Value, json};
+
+use crate::app::Shared;
+use crate::clock;
+use crate::snapshot::live::Endpoint;
+use crate::snapshot::{Service, Snapshot, When};
+use crate::upstream::connect::Protocol;
+
+/// The answer to `GET /`.
+pub(super) const INDEX: &str = "\
+outrigger-proxy admin API
+GET  /livez /readyz /startupz   health
+GET  /metrics                   Prometheus text format
+GET  /config                    the mesh config in force, its source, and what was refused last
+GET  /routes                    rules with their effective values
+GET  /endpoints                 endpoints with load and health
+GET  /breakers                  breakers with their windows
+GET  /queues                    queues with their counts
+GET  /messages?queue=&state=    messages; /messages/{id} one of them
+GET  /dead?queue=&reason=       dead letters; /dead/{id} one of them whole
+POST /dead/replay /dead/purge   {\"ids\": [..]} or {\"queue\": .., \"reason\": .., \"dryRun\": true}
+POST /drain                     drain and end, like SIGTERM
+PUT  /log                       {\"level\": \"debug\"}
+";
+
+pub(super) fn config(shared: &Shared) -> Value {
+    let snapshot = shared.store.load();
+    let known = shared.config.get();
+    let documents = snapshot.config.iter().flat_map(|config| &config.documents);
+    let documents: Vec<Value> = documents
+        .map(|document| json!({"name": document.resource_name(), "content": document.canonical}))
+        .collect();
+    let rejected = known.rejected.as_ref().map(|report| {
+        json!({
+            "summary": report.summary(),
+            "problems": report.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })
+    });
+    let link = known.link.as_ref().map(|link| {
+        json!({
+            "connected": link.connected(),
+            "accepted": link.accepted(),
+            "refused": link.refused(),
+            "problem": link.problem(),
+        })
+    });
+    json!({
+        "version": snapshot.version,
+        "generation": snapshot.generation,
+        "source": known.source,
+        "appliedAt": known.applied_at,
+        "warnings": known.warnings,
+        "rejected": rejected,
+        "controlPlane": link,
+        "documents": documents,
+    })
+}
+
+pub(super) fn routes(shared: &Shared) -> Value {
+    let snapshot = shared.store.load();
+    let services: Vec<Value> = snapshot
+        .services
+        .iter()
+        .map(|service| {
+            let routes = service.routes.iter().map(|route| {
+                let backends = route.backends.iter().map(|backend| {
+                    let name = snapshot
+                        .services
+                        .get(backend.service)
+                        .map(|service| &*service.name);
+                    json!({"service": name, "weight": backend.weight})
+                });
+                let asynchronous = route.asynchronous.as_ref().map(|asynchronous| {
+                    json!({
+                        "when": match asynchronous.when {
+                            When::Preferred => "Preferred",
+                            When::Always => "Always",
+                        },
+                        "queue": asynchronous.queue,
+                        "attempts": asynchronous.redelivery.attempts,
+                        "maxInFlight": asynchronous.max_in_flight,
+                    })
+                });
+                json!({
+                    "name": &*route.name,
+                    "backends": backends.collect::<Vec<_>>(),
+                    "timeouts": {
+                        "requestMs": route.timeouts.request.map(|time| time.as_millis()),
+                        "perTryMs": route.timeouts.per_try.map(|time| time.as_millis()),
+                        "idleMs": route.timeouts.idle.map(|time| time.as_millis()),
+                    },
+                    "retry": {
+                        "attempts": route.retry.attempts,
+                        "unsafe": route.retry.unsafe_methods,
+                        "budgetLeft": route.state.budget.remaining(&route.budget, clock::now()),
+                    },
+                    "async": asynchronous,
+                })
+            });
+            json!({"service": &*service.name, "routes": routes.collect::<Vec<_>>()})
+        })
+        .collect();
+    json!({"version": snapshot.version, "services": services})
+}
+
+pub(super) fn endpoints(shared: &Shared) -> Value {
+    let now = clock::now();
+    let services: Vec<Value> = services(&shared.store.load())
+        .map(|service| {
+            let set = service.state.endpoints();
+            let endpoints: Vec<Value> = set
+                .endpoints
+                .iter()
+                .map(|endpoint| endpoint_view(endpoint, now))
+                .collect();
+            json!({
+                "service": &*service.name,
+                "protocol": match service.protocol {
+                    Protocol::Http1 => "http/1.1",
+                    Protocol::Http2 => "h2",
+                },
+                "inFlight": service.state.in_flight.current(),
+                "endpoints": endpoints,
+            })
+        })
+        .collect();
+    json!({"services": services})
+}
+
+fn endpoint_view(endpoint: &Endpoint, now: Mono) -> Value {
+    let health = &endpoint.state.health;
+    let ejected = health.ejected_until(now);
+    json!({
+        "address": endpoint.spec.addr.to_string(),
+        "zone": endpoint.spec.zone,
+        "weight": endpoint.spec.weight,
+        "state": endpoint.spec.admin.as_str(),
+        "available": endpoint.takes_requests() && health.is_available(now),
+        "ejectedForMs": ejected.map(|until| until.saturating_since(now).as_millis()),
+        "timesEjected": health.times_ejected(),
+        "consecutiveFailures": health.consecutive(),
+        "inFlight": endpoint.state.load.in_flight(),
+        "latencyMs": endpoint.state.load.latency().map(|latency| latency.as_secs_f64() * 1e3),
+        "connections": endpoint.state.connections.load(std::sync::atomic::Ordering::Relaxed),
+    })
+}
+
+pub(super) fn breakers(shared: &Shared) -> Value {
+    let now = clock::now();
+    let breakers: Vec<Value> = services(&shared.store.load())
+        .filter_map(|service| {
+            let params = service.breaker_params()?;
+            let view = service.state.breaker.state(&params, now);
+            let cause = view.last_cause.map(|cause| match cause {
+                Cause::ConsecutiveFailures(count) => format!("{count} failures in a row"),
+                Cause::FailureRate { failures, requests } => {
+                    format!("{failures} of {requests} requests failed")
+                }
+                Cause::ProbeFailed => "a probe failed".to_owned(),
+            });
+            Some(json!({
+                "service": &*service.name,
+                "state": view.state.as_str(),
+                "sinceMs": now.saturating_since(view.since).as_millis(),
+                "retryInMs": view.retry_in.map(|left| left.as_millis()),
+                "consecutiveFailures": view.consecutive,
+                "windowRequests": view.window_requests,
+                "windowFailures": view.window_failures,
+                "openedCount": view.opened_count,
+                "lastCause": cause,
+            }))
+        })
+        .collect();
+    json!({"breakers": breakers})
+}
+
+fn services(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<Service>> {
+    snapshot.services.iter().chain(&snapshot.app)
+}
+
+/// Sets the gauges of everything that changes by itself.
+pub(super) fn refresh_metrics(shared: &Shared) {
+    let now = clock::now();
+    let metrics = &shared.metrics;
+    let (inbound, outbound) = shared.drain.open();
+    metrics
+        .gauge("outrigger_connections", &[("side", "inbound")])
+        .set(inbound as f64);
+    metrics
+        .gauge("outrigger_connections", &[("side", "outbound")])
+        .set(outbound as f64);
+    let snapshot = shared.store.load();
+    let mut upstream = 0;
+    for service in services(&snapshot) {
+        let name = ("service", &*service.name);
+        let in_flight = service.state.in_flight.current();
+        metrics
+            .gauge("outrigger_in_flight", &[name])
+            .set(f64::from(in_flight));
+        let set = service.state.endpoints();
+        let mut counts = [("available", 0), ("ejected", 0), ("draining", 0)];
+        for endpoint in &set.endpoints {
+            let ejected = endpoint.state.health.is_ejected(now);
+            let at = usize::from(ejected) + 2 * usize::from(!endpoint.takes_requests() && !ejected);
+            counts[at].1 += 1;
+            upstream += endpoint
+                .state
+                .connections
+                .load(std::sync::atomic::Ordering::Relaxed);
+            let address = endpoint.spec.addr.to_string();
+            metrics
+                .gauge(
+                    "outrigger_endpoint_ejected",
+                    &[name, ("endpoint", &address)],
+                )
+                .set(f64::from(u8::from(ejected)));
+        }
+        for (state, count) in counts {
+            metrics
+                .gauge("outrigger_endpoints", &[name, ("state", state)])
+                .set(f64::from(count));
+        }
+        if let Some(params) = service.breaker_params() {
+            let view = service.state.breaker.state(&params, now);
+            metrics
+                .gauge("outrigger_breaker_state", &[name])
+                .set(f64::from(view.state.gauge()));
+            let opened = view.opened_count as f64;
+            metrics
+                .gauge("outrigger_breaker_openings", &[name])
+                .set(opened);
+        }
+    }
+    metrics
+        .gauge("outrigger_connections", &[("side", "upstream")])
+        .set(upstream as f64);
+}

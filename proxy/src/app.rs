@@ -1,0 +1,425 @@
+//! Builds the sidecar in dependency order and ends it in reverse.
+//!
+//! Threads: one per worker (traffic), one for control (config source, admin, metrics, discovery),
+//! and the queue's writer once a queue is used. Start-up is the first config update; there is no
+//! second path.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use outrigger_config::bootstrap::{AccessLogWhen, OneOrMany, ProxyBootstrap};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tracing::{info, warn};
+
+use crate::admin;
+use crate::drain::{Drain, Phase};
+use crate::listener::bind::{Bound, bind};
+use crate::listener::{Direction, accept};
+use crate::queueing;
+use crate::snapshot::Store;
+use crate::snapshot::live::Live;
+use crate::source::{self, ConfigStatus};
+use crate::telemetry::access_log::{AccessLog, When};
+use crate::telemetry::metrics::Metrics;
+use crate::worker::Worker;
+
+/// What all threads of one sidecar share.
+pub struct Shared {
+    /// The bootstrap config.
+    pub bootstrap: ProxyBootstrap,
+    /// The mesh config in force.
+    pub store: Store,
+    /// What outlives a mesh config.
+    pub live: Live,
+    /// Where the process stands between start and end.
+    pub drain: Drain,
+    /// The metrics registry.
+    pub metrics: Metrics,
+    /// The access log.
+    pub access_log: AccessLog,
+    /// Limits of every connection.
+    pub wire: Wire,
+    /// What this sidecar is called in answers.
+    pub hop: Hops,
+    /// What is known of the config's source.
+    pub config: ConfigStatus,
+    /// The store behind async calls.
+    pub queues: queueing::store::Queues,
+}
+
+impl Shared {
+    /// The zone we run in, when known.
+    pub fn zone(&self) -> Option<&str> {
+        self.bootstrap.workload.zone.as_deref()
+    }
+}
+
+/// Limits of every connection, from `wire`.
+#[derive(Debug, Clone, Copy)]
+pub struct Wire {
+    /// Header fields in one head.
+    pub max_headers: usize,
+    /// Bytes of one head.
+    pub max_header_bytes: usize,
+    /// How long a head may take to arrive.
+    pub header_timeout: Duration,
+    /// Downstream connections; 0 is unlimited.
+    pub max_connections: usize,
+    /// Streams of one h2 connection.
+    pub max_streams: u32,
+}
+
+/// The sidecar's name in `hop`, by direction.
+#[derive(Debug, Clone)]
+pub struct Hops {
+    /// Such as `web-1/outbound`.
+    pub outbound: String,
+    /// Such as `web-1/inbound`.
+    pub inbound: String,
+}
+
+/// Why the sidecar did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Somebody else listens there, or the address is not ours.
+    #[error("cannot listen on {addr} ({listener}): {source}")]
+    Bind {
+        /// `outbound`, `inbound`, `admin` or `probes`.
+        listener: &'static str,
+        /// The address.
+        addr: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The state directory cannot be made or locked.
+    #[error("cannot use the state directory {}: {source}", dir.display())]
+    StateDir {
+        /// The directory.
+        dir: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process owns the state directory.
+    #[error("the state directory {} is in use by another outrigger-proxy", dir.display())]
+    StateDirInUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// No thread or runtime.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// The addresses that a sidecar really listens on.
+#[derive(Debug, Clone, Default)]
+pub struct Addresses {
+    /// Calls of the application.
+    pub outbound: Vec<SocketAddr>,
+    /// Calls to the application.
+    pub inbound: Vec<SocketAddr>,
+    /// The admin API.
+    pub admin: Vec<SocketAddr>,
+    /// Health and metrics only.
+    pub probes: Vec<SocketAddr>,
+}
+
+/// A sidecar that runs. Dropping it lets it run on; see [`Running::shutdown`].
+pub struct Running {
+    /// Where it listens.
+    pub addresses: Addresses,
+    /// What its threads share.
+    pub shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    control: JoinHandle<()>,
+    _lock: File,
+}
+
+impl Running {
+    /// Begins to drain: not ready, inbound takes no more, then outbound, then the end.
+    pub fn shutdown(&self) {
+        self.shared.drain.advance(Phase::Draining);
+    }
+
+    /// Waits until everything has ended.
+    pub fn join(self) {
+        let _ = self.control.join();
+        for worker in self.workers {
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Starts a sidecar: locks its state, binds its listeners, then loads its first config while
+/// traffic is already answered with `config_missing`.
+///
+/// # Errors
+/// [`StartError`]; nothing runs then.
+pub fn start(bootstrap: ProxyBootstrap) -> Result<Running, StartError> {
+    let lock = lock_state(&bootstrap)?;
+    let workers = bootstrap.workers();
+    let listen = |listener, addrs: Vec<SocketAddr>, workers| -> Result<Vec<Bound>, StartError> {
+        let bound = |addr| {
+            bind(addr, workers).map_err(|source| StartError::Bind {
+                listener,
+                addr,
+                source,
+            })
+        };
+        addrs.into_iter().map(bound).collect()
+    };
+    let outbound = listen(
+        "outbound",
+        addresses_of(
+            bootstrap.listen.outbound.as_ref(),
+            Some(([127, 0, 0, 1], 15001)),
+        ),
+        workers,
+    )?;
+    let inbound = listen(
+        "inbound",
+        addresses_of(
+            bootstrap.listen.inbound.as_ref(),
+            Some(([0, 0, 0, 0], 15006)),
+        ),
+        workers,
+    )?;
+    let admin = listen(
+        "admin",
+        addresses_of(
+            bootstrap.listen.admin.as_ref(),
+            Some(([127, 0, 0, 1], 15020)),
+        ),
+        1,
+    )?;
+    let probes = listen(
+        "probes",
+        addresses_of(bootstrap.listen.probes.as_ref(), None),
+        1,
+    )?;
+    let addresses = Addresses {
+        outbound: outbound.iter().map(|bound| bound.addr).collect(),
+        inbound: inbound.iter().map(|bound| bound.addr).collect(),
+        admin: admin.iter().map(|bound| bound.addr).collect(),
+        probes: probes.iter().map(|bound| bound.addr).collect(),
+    };
+
+    let shared = Arc::new(share(bootstrap));
+    let control = spawn_control(&shared, admin, probes)?;
+    let mut sockets: Vec<Vec<(Direction, std::net::TcpListener)>> =
+        (0..workers).map(|_| Vec::new()).collect();
+    for (direction, bounds) in [
+        (Direction::Outbound, outbound),
+        (Direction::Inbound, inbound),
+    ] {
+        for bound in bounds {
+            for (worker, socket) in bound.sockets.into_iter().enumerate() {
+                sockets[worker].push((direction, socket));
+            }
+        }
+    }
+    let workers = sockets
+        .into_iter()
+        .enumerate()
+        .map(|(index, sockets)| spawn_worker(&shared, index, sockets))
+        .collect::<Result<Vec<_>, _>>()?;
+    info!(?addresses, "listening");
+    Ok(Running {
+        addresses,
+        shared,
+        workers,
+        control,
+        _lock: lock,
+    })
+}
+
+/// The addresses of one listener, or where it listens when the bootstrap config says nothing.
+fn addresses_of(
+    listed: Option<&OneOrMany<SocketAddr>>,
+    default: Option<([u8; 4], u16)>,
+) -> Vec<SocketAddr> {
+    match listed {
+        Some(listed) => listed.to_vec(),
+        None => default.into_iter().map(SocketAddr::from).collect(),
+    }
+}
+
+fn lock_state(bootstrap: &ProxyBootstrap) -> Result<File, StartError> {
+    let dir = bootstrap.state_dir().to_owned();
+    let failed = |source| StartError::StateDir {
+        dir: dir.clone(),
+        source,
+    };
+    std::fs::create_dir_all(&dir).map_err(failed)?;
+    let file = File::create(dir.join("lock")).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::StateDirInUse { dir }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+fn share(bootstrap: ProxyBootstrap) -> Shared {
+    let metrics = Metrics::new();
+    let when = match bootstrap
+        .access_log
+        .as_ref()
+        .and_then(|log| log.when)
+        .unwrap_or_default()
+    {
+        AccessLogWhen::Off => When::Off,
+        AccessLogWhen::Errors => When::Errors,
+        AccessLogWhen::Sampled => When::Sampled,
+        AccessLogWhen::All => When::All,
+    };
+    let wire = bootstrap.wire();
+    let name = &bootstrap.workload.name;
+    Shared {
+        store: Store::default(),
+        live: Live::default(),
+        drain: Drain::default(),
+        access_log: AccessLog::start(
+            when,
+            metrics.counter("outrigger_access_log_dropped_total", &[]),
+        ),
+        metrics,
+        wire: Wire {
+            max_headers: wire.max_headers,
+            // hyper's parsers want at least 8 KiB to work in.
+            max_header_bytes: usize::try_from(wire.max_header_bytes)
+                .unwrap_or(usize::MAX)
+                .max(8192),
+            header_timeout: wire.header_timeout.unwrap_or(Duration::from_secs(86_400)),
+            max_connections: wire.max_connections.map_or(0, |count| count as usize),
+            max_streams: wire.max_streams,
+        },
+        hop: Hops {
+            outbound: format!("{name}/outbound"),
+            inbound: format!("{name}/inbound"),
+        },
+        config: ConfigStatus::default(),
+        queues: queueing::store::Queues::new(bootstrap.state_dir().to_owned()),
+        bootstrap,
+    }
+}
+
+fn runtime() -> io::Result<LocalRuntime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+}
+
+fn spawn_worker(
+    shared: &Arc<Shared>,
+    index: usize,
+    sockets: Vec<(Direction, std::net::TcpListener)>,
+) -> Result<JoinHandle<()>, StartError> {
+    let shared = Arc::clone(shared);
+    let (started, starting) = mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .spawn(move || {
+            let runtime = match runtime() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            runtime.block_on(async move {
+                let seed = crate::clock::unix_now().0 ^ ((index as u64 + 1) << 48);
+                let worker = Worker::new(shared, seed ^ u64::from(std::process::id()));
+                tokio::task::spawn_local(worker.wheel.clone().drive());
+                tokio::task::spawn_local(std::rc::Rc::clone(&worker).keep_house());
+                let mut listening = Ok(());
+                for (direction, socket) in sockets {
+                    match tokio::net::TcpListener::from_std(socket) {
+                        Ok(listener) => {
+                            let worker = std::rc::Rc::clone(&worker);
+                            tokio::task::spawn_local(accept::serve(worker, listener, direction));
+                        }
+                        Err(error) => listening = Err(error),
+                    }
+                }
+                if index == 0 {
+                    let worker = std::rc::Rc::clone(&worker);
+                    tokio::task::spawn_local(queueing::dispatch::run(worker));
+                }
+                let _ = started.send(listening);
+                worker.shared.drain.reached(Phase::Gone).await;
+                worker.flush_log();
+            });
+        })
+        .map_err(StartError::Thread)?;
+    match starting.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => Err(StartError::Thread(error)),
+        Err(_) => Err(StartError::Thread(io::Error::other(
+            "the worker ended at its start",
+        ))),
+    }
+}
+
+fn spawn_control(
+    shared: &Arc<Shared>,
+    admin: Vec<Bound>,
+    probes: Vec<Bound>,
+) -> Result<JoinHandle<()>, StartError> {
+    let shared = Arc::clone(shared);
+    let runtime = runtime;
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            let runtime = match runtime() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    tracing::error!(%error, "no control runtime");
+                    return shared.drain.advance(Phase::Gone);
+                }
+            };
+            runtime.block_on(control(shared, admin, probes));
+        })
+        .map_err(StartError::Thread)
+}
+
+/// Everything that is not traffic, until the drain is over.
+async fn control(shared: Arc<Shared>, admin: Vec<Bound>, probes: Vec<Bound>) {
+    for (mode, bounds) in [(admin::Scope::Whole, admin), (admin::Scope::Probes, probes)] {
+        for socket in bounds.into_iter().flat_map(|bound| bound.sockets) {
+            tokio::task::spawn_local(admin::serve(Arc::clone(&shared), socket, mode));
+        }
+    }
+    tokio::task::spawn_local(source::run(Arc::clone(&shared)));
+    shared.drain.reached(Phase::Draining).await;
+    drain(&shared).await;
+}
+
+/// Inbound first, then outbound, both within the one `drain` setting.
+async fn drain(shared: &Shared) {
+    let limit = shared.bootstrap.drain();
+    info!(?limit, "draining");
+    let ended = tokio::time::timeout(limit, async {
+        wait_for(|| shared.drain.open().0 == 0).await;
+        shared.drain.advance(Phase::Closing);
+        wait_for(|| shared.drain.open().1 == 0 && shared.drain.deliveries() == 0).await;
+    })
+    .await;
+    shared.drain.advance(Phase::Closing);
+    if ended.is_err() {
+        let (inbound, outbound) = shared.drain.open();
+        warn!(inbound, outbound, "connections cut at the end of the drain");
+    }
+    shared.queues.close().await;
+    shared.drain.advance(Phase::Gone);
+    info!("drained");
+}
+
+async fn wait_for(done: impl Fn() -> bool) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(10));
+    while !done() {
+        ticks.tick().await;
+    }
+}

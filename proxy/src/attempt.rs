@@ -1,0 +1,347 @@
+//! One try of a request: checkout, send, wait for the head, see what it was.
+//!
+//! The endpoint is already chosen; whether there is another try is decided in `forward`.
+//! Stands on the life of a request.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::RETRY_AFTER;
+use http::{Request, Response};
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
+use outrigger_core::error_code::ErrorCode;
+use outrigger_core::headers;
+use outrigger_core::outcome::{GrpcCode, Observed};
+use outrigger_core::time::Mono;
+
+use crate::call::Call;
+use crate::clock;
+use crate::error::chain;
+use crate::forward::Deadline;
+use crate::http::body::RequestBody;
+use crate::snapshot::Service;
+use crate::upstream::connect::Target;
+use crate::upstream::endpoint::EndpointUse;
+use crate::upstream::pool::{self, Lease, SendError};
+use crate::wheel::Sleep;
+
+/// How long a gRPC head is held back to see a status in the trailers, while a retry is possible.
+const HOLD_HEAD: Duration = Duration::from_millis(50);
+
+/// The time limits of one try.
+pub struct Window<'a> {
+    /// Of the whole request.
+    pub deadline: &'a Deadline,
+    /// Of this try.
+    pub per_try: Option<Duration>,
+    /// How to connect.
+    pub connection: pool::Params,
+}
+
+/// A response head, with everything that lives as long as its body.
+pub struct Answer {
+    /// Head and body.
+    pub response: Response<Incoming>,
+    /// The first frame, when it was read to learn the gRPC status.
+    pub peeked: Option<Frame<Bytes>>,
+    /// The connection.
+    pub lease: Lease,
+    /// The endpoint in use.
+    pub endpoint: EndpointUse,
+    /// What the head (and a peeked trailer) showed.
+    pub observed: Observed,
+}
+
+/// No response head came.
+pub struct Failure {
+    /// What was seen.
+    pub observed: Observed,
+    /// One sentence for a person.
+    pub detail: String,
+    /// The request, when it never left: its body can be sent again.
+    pub unsent: Option<Box<Request<RequestBody>>>,
+}
+
+impl Failure {
+    /// The code for the caller, should this be the last try.
+    pub fn code(&self) -> ErrorCode {
+        match self.observed {
+            Observed::ConnectFailed => ErrorCode::ConnectFailed,
+            Observed::PerTryTimeout | Observed::RequestTimeout => ErrorCode::UpstreamTimeout,
+            Observed::CallerDeadline => ErrorCode::DeadlineExceeded,
+            Observed::Protocol => ErrorCode::UpstreamProtocol,
+            Observed::CallerGone => ErrorCode::BadRequest,
+            Observed::Unsent
+            | Observed::RefusedStream
+            | Observed::ResetBeforeResponse
+            | Observed::ResetInBody
+            | Observed::Head { .. } => ErrorCode::UpstreamReset,
+        }
+    }
+}
+
+impl Answer {
+    /// How long the upstream asks to be left alone: `Retry-After` or the gRPC pushback.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let fields = self.response.headers();
+        headers::parse_retry_after(fields.get(RETRY_AFTER)?, clock::unix_now())
+    }
+
+    /// Throws the answer away for another try. A short body is read to its end, so that the
+    /// connection can be used again.
+    pub fn discard(self, up_to: u64) {
+        let Self {
+            response,
+            lease,
+            endpoint,
+            observed,
+            ..
+        } = self;
+        endpoint.finish(&observed, clock::now());
+        let mut body = response.into_body();
+        if body.is_end_stream() {
+            return lease.release();
+        }
+        if body.size_hint().upper().is_none_or(|size| size > up_to) {
+            return lease.discard();
+        }
+        tokio::task::spawn_local(async move {
+            loop {
+                match std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) => return lease.discard(),
+                    None => return lease.release(),
+                }
+            }
+        });
+    }
+}
+
+/// Runs one try.
+///
+/// # Errors
+/// [`Failure`] when no response head came.
+///
+/// # Cancel safety
+/// Dropping the future resets the stream or closes the connection, and counts as an abandoned
+/// try of the endpoint.
+pub async fn attempt(
+    call: &Call,
+    service: &Arc<Service>,
+    mut endpoint: EndpointUse,
+    request: Request<RequestBody>,
+    window: &Window<'_>,
+    may_retry: bool,
+) -> Result<Answer, Failure> {
+    let addr = endpoint.addr();
+    let per_try = window.per_try.map(|limit| clock::now() + limit);
+    let mut timer = Timer::new(call, window.deadline, per_try);
+    let target = Target {
+        addr,
+        protocol: call.protocol(service),
+    };
+
+    let open = Arc::clone(&endpoint.state().connections);
+    let checkout = call
+        .worker
+        .pools
+        .checkout(target, &window.connection, &open);
+    let mut lease = match timer.guard(checkout).await {
+        Ok(Ok(lease)) => lease,
+        Ok(Err(error)) => {
+            let failure = Failure {
+                observed: Observed::ConnectFailed,
+                detail: chain(&error),
+                unsent: Some(Box::new(request)),
+            };
+            return Err(failed(endpoint, failure));
+        }
+        Err(observed) => {
+            let detail = format!("no connection to {addr} in time");
+            let failure = Failure {
+                observed,
+                detail,
+                unsent: Some(Box::new(request)),
+            };
+            return Err(failed(endpoint, failure));
+        }
+    };
+
+    let sent = lease.send(request);
+    let response = match timer.guard(sent).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => {
+            lease.discard();
+            return Err(failed(endpoint, classify(call, addr, error)));
+        }
+        Err(observed) => {
+            lease.discard();
+            let detail = format!("no answer from {addr} in time");
+            return Err(failed(
+                endpoint,
+                Failure {
+                    observed,
+                    detail,
+                    unsent: None,
+                },
+            ));
+        }
+    };
+    endpoint.answered(clock::now());
+    service.metrics.attempts.increment(1);
+
+    let (mut parts, mut body) = response.into_parts();
+    let mut peeked = None;
+    let mut grpc = None;
+    if call.grpc {
+        grpc = GrpcCode::from_headers(&parts.headers);
+        if grpc.is_none() && parts.status.is_success() {
+            if may_retry && !body.is_end_stream() {
+                peeked = peek(call, &mut body).await;
+            }
+            let trailers = peeked.as_ref().and_then(Frame::trailers_ref);
+            grpc = trailers.and_then(GrpcCode::from_headers);
+        } else if grpc.is_none() {
+            grpc = Some(GrpcCode::from_http(parts.status));
+        }
+    }
+    // Whoever asked may not be told to switch protocols unasked (RFC 9110 §7.8).
+    if parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
+        lease.discard();
+        let detail = format!("{addr} switched protocols without being asked");
+        let failure = Failure {
+            observed: Observed::Protocol,
+            detail,
+            unsent: None,
+        };
+        return Err(failed(endpoint, failure));
+    }
+    parts.extensions.clear();
+    // Without a gRPC status yet, the head says nothing bad: the trailers decide at the end.
+    let observed = Observed::Head {
+        status: parts.status,
+        grpc,
+    };
+    let response = Response::from_parts(parts, body);
+    Ok(Answer {
+        response,
+        peeked,
+        lease,
+        endpoint,
+        observed,
+    })
+}
+
+fn failed(endpoint: EndpointUse, failure: Failure) -> Failure {
+    endpoint.finish(&failure.observed, clock::now());
+    failure
+}
+
+/// The first frame of a gRPC body, if it comes within [`HOLD_HEAD`].
+async fn peek(call: &Call, body: &mut Incoming) -> Option<Frame<Bytes>> {
+    let mut hold = call.worker.wheel.sleep_until(clock::now() + HOLD_HEAD);
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
+            // An error is met again by whoever reads on.
+            return Poll::Ready(frame.and_then(Result::ok));
+        }
+        Pin::new(&mut hold).poll(cx).map(|()| None)
+    })
+    .await
+}
+
+fn classify(call: &Call, addr: std::net::SocketAddr, error: SendError) -> Failure {
+    match error {
+        SendError::Unsent(request, error) => Failure {
+            observed: Observed::Unsent,
+            detail: format!(
+                "{addr} closed before the request was sent: {}",
+                chain(&error)
+            ),
+            unsent: Some(request),
+        },
+        SendError::Refused(error) => Failure {
+            observed: Observed::RefusedStream,
+            detail: format!("{addr} refused the stream: {}", chain(&error)),
+            unsent: None,
+        },
+        SendError::Failed(error) => {
+            let observed = if call.upload.failed() {
+                Observed::CallerGone
+            } else if error.is_parse() {
+                Observed::Protocol
+            } else {
+                Observed::ResetBeforeResponse
+            };
+            let detail = format!("{addr} broke off before its answer: {}", chain(&error));
+            Failure {
+                observed,
+                detail,
+                unsent: None,
+            }
+        }
+    }
+}
+
+/// One timer for all limits of a try.
+struct Timer<'a> {
+    deadline: &'a Deadline,
+    per_try: Option<Mono>,
+    sleep: Option<Sleep>,
+}
+
+impl<'a> Timer<'a> {
+    fn new(call: &Call, deadline: &'a Deadline, per_try: Option<Mono>) -> Self {
+        let mut timer = Self {
+            deadline,
+            per_try,
+            sleep: None,
+        };
+        timer.sleep = timer.due().map(|(at, _)| call.worker.wheel.sleep_until(at));
+        timer
+    }
+
+    fn due(&self) -> Option<(Mono, Observed)> {
+        let whole = self.deadline.due();
+        match (self.per_try, whole) {
+            (Some(at), Some((whole, _))) if at < whole => Some((at, Observed::PerTryTimeout)),
+            (Some(at), None) => Some((at, Observed::PerTryTimeout)),
+            (_, whole) => whole,
+        }
+    }
+
+    /// Waits for `work` until the limit that passes first.
+    ///
+    /// # Errors
+    /// What it means that the limit passed.
+    async fn guard<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Observed> {
+        let mut work = pin!(work);
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
+            }
+            loop {
+                let Some(sleep) = &mut self.sleep else {
+                    return Poll::Pending;
+                };
+                std::task::ready!(Pin::new(&mut *sleep).poll(cx));
+                // The upload may have moved meanwhile, and the limit with it.
+                let Some((at, observed)) = self.due() else {
+                    return Poll::Pending;
+                };
+                if at <= clock::now() {
+                    return Poll::Ready(Err(observed));
+                }
+                if let Some(sleep) = &mut self.sleep {
+                    sleep.reset(at);
+                }
+            }
+        })
+        .await
+    }
+}

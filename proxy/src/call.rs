@@ -1,0 +1,527 @@
+//! One request with what has been found out about it, from its head on.
+//!
+//! Answers the questions that `forward` asks in order: which service, which rule, which
+//! endpoint, what to send. Decides nothing that outlives the request.
+//!
+//! Stands on the life of a request and on the life of a message.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, EXPECT, HOST};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, request};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use outrigger_core::balance;
+use outrigger_core::error_code::ErrorCode;
+use outrigger_core::headers::{self, StripPolicy};
+use outrigger_core::host::parse_authority;
+use outrigger_core::retry::{self, RequestFacts};
+use outrigger_core::route::RequestView;
+use outrigger_core::{deadline, time::Mono};
+
+use crate::clock;
+use crate::error::ProxyError;
+use crate::http::body::{Replay, RequestBody, ResponseBody, Upload};
+use crate::http::context::Connection;
+use crate::http::observe::Observation;
+use crate::http::respond;
+use crate::listener::Direction;
+use crate::snapshot::{Route, Service, Snapshot};
+use crate::upstream::connect::Protocol;
+use crate::upstream::endpoint::EndpointUse;
+use crate::worker::Worker;
+
+/// One request on its way.
+pub struct Call {
+    /// The worker it runs on.
+    pub worker: Rc<Worker>,
+    /// The config it runs under, to its end.
+    pub snapshot: Arc<Snapshot>,
+    /// The head as it came, less what was taken for the upstream.
+    pub parts: request::Parts,
+    /// Where it came from.
+    pub direction: Direction,
+    /// The peer.
+    pub peer: SocketAddr,
+    /// Whether it is a gRPC call, by content type.
+    pub grpc: bool,
+    /// When its head was complete.
+    pub start: Mono,
+    /// How far its body has come.
+    pub upload: Rc<Upload>,
+    /// What is recorded of it.
+    pub observation: Observation,
+    /// False for a delivery: the queue tries again, not this path.
+    pub inline_retries: bool,
+    /// Replaces the route's `timeouts.request`: the `delivery.timeout` of a message.
+    pub request_timeout: Option<Duration>,
+    /// The endpoint of the last attempt, once there was one.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether the breaker let it through as a probe.
+    pub probe: bool,
+    caller_timeout: Option<Duration>,
+    prepared: HeaderMap,
+    authority: Option<Authority>,
+}
+
+/// A request's body before it is known how often it may be sent.
+pub enum Payload {
+    /// As it arrives from the downstream.
+    Downstream(Incoming),
+    /// Read already.
+    Stored(Bytes),
+    /// Begun to be read: these bytes, then what still arrives.
+    Prefixed(Vec<Bytes>, Incoming),
+}
+
+impl Call {
+    /// A request of a listener.
+    pub fn from_downstream(
+        worker: &Rc<Worker>,
+        connection: &Connection,
+        parts: request::Parts,
+    ) -> Self {
+        Self::new(worker, parts, connection.direction, connection.peer)
+    }
+
+    /// A message on its way to its target: as if the application called again.
+    pub fn from_message(worker: &Rc<Worker>, parts: request::Parts, timeout: Duration) -> Self {
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut call = Self::new(worker, parts, Direction::Outbound, local);
+        call.inline_retries = false;
+        call.request_timeout = Some(timeout);
+        call.caller_timeout = None;
+        call
+    }
+
+    fn new(
+        worker: &Rc<Worker>,
+        parts: request::Parts,
+        direction: Direction,
+        peer: SocketAddr,
+    ) -> Self {
+        let start = clock::now();
+        let snapshot = worker.snapshot();
+        let grpc = is_grpc(&parts.headers);
+        let observation = Observation::start(
+            worker,
+            direction,
+            peer,
+            start,
+            snapshot.generation,
+            &parts.method,
+            &parts.uri,
+            grpc,
+        );
+        Self {
+            caller_timeout: caller_timeout(&parts.headers, direction, grpc),
+            worker: Rc::clone(worker),
+            snapshot,
+            parts,
+            direction,
+            peer,
+            grpc,
+            start,
+            upload: Upload::new(start, true),
+            observation,
+            inline_retries: direction == Direction::Outbound,
+            request_timeout: None,
+            endpoint: None,
+            probe: false,
+            prepared: HeaderMap::new(),
+            authority: None,
+        }
+    }
+
+    /// The name that this sidecar and direction go by in answers.
+    pub fn hop(&self) -> &str {
+        match self.direction {
+            Direction::Outbound => &self.worker.shared.hop.outbound,
+            Direction::Inbound => &self.worker.shared.hop.inbound,
+        }
+    }
+
+    /// The host that was asked for, once [`Call::find_service`] has read it.
+    pub fn authority(&self) -> Option<&Authority> {
+        self.authority.as_ref()
+    }
+
+    /// The time the caller allows, if it said so.
+    pub fn caller_timeout(&self) -> Option<Duration> {
+        self.caller_timeout
+    }
+
+    /// The service that the request's host names.
+    ///
+    /// # Errors
+    /// `config_missing`, `bad_request` for no, several or malformed hosts, `no_route`.
+    pub fn find_service(&mut self) -> Result<Arc<Service>, ProxyError> {
+        if !self.snapshot.configured() {
+            let detail = "this sidecar has no mesh config yet";
+            return Err(ProxyError::local(ErrorCode::ConfigMissing, detail));
+        }
+        let authority = self.find_authority()?;
+        let found = parse_authority(authority.as_str())
+            .and_then(|(host, port)| self.snapshot.hosts.get(&host, port).copied())
+            .and_then(|at| self.snapshot.services.get(at));
+        let Some(service) = found else {
+            let detail = format!("no service of the mesh is called {}", authority.host());
+            return Err(ProxyError::local(ErrorCode::NoRoute, detail));
+        };
+        self.authority = Some(authority);
+        Ok(Arc::clone(service))
+    }
+
+    /// RFC 9112 §3.2.2 and RFC 9113 §8.3.1: the authority of the target decides; without one,
+    /// exactly one Host field.
+    fn find_authority(&self) -> Result<Authority, ProxyError> {
+        if let Some(authority) = self.parts.uri.authority() {
+            return Ok(authority.clone());
+        }
+        let bad = |detail: &str| ProxyError::downstream(ErrorCode::BadRequest, detail);
+        let mut hosts = self.parts.headers.get_all(HOST).iter();
+        let host = hosts.next().ok_or_else(|| bad("the request has no Host"))?;
+        if hosts.next().is_some() {
+            return Err(bad("the request has several Host fields"));
+        }
+        Authority::try_from(host.as_bytes()).map_err(|_| bad("the Host field is malformed"))
+    }
+
+    /// The rule that takes the request.
+    ///
+    /// # Errors
+    /// `no_route` when the service has rules and none matches.
+    pub fn find_route(&self, service: &Service) -> Result<Arc<Route>, ProxyError> {
+        let view = RequestView {
+            method: &self.parts.method,
+            host: self.authority.as_ref().map_or("", Authority::host),
+            path: self.parts.uri.path(),
+            query: self.parts.uri.query(),
+            headers: &self.parts.headers,
+        };
+        let found = service
+            .rules
+            .find(&view)
+            .and_then(|rule| service.routes.get(rule));
+        found.map(Arc::clone).ok_or_else(|| {
+            let detail = format!(
+                "no rule of {} takes {} {}",
+                service.name,
+                self.parts.method,
+                self.parts.uri.path()
+            );
+            ProxyError::local(ErrorCode::NoRoute, detail)
+        })
+    }
+
+    /// The service that takes this request among the route's weighted backends.
+    pub fn pick_backend(&self, service: &Arc<Service>, route: &Route) -> Arc<Service> {
+        let chosen = match route.backends.as_slice() {
+            [] => None,
+            [only] => Some(only),
+            several => {
+                let mut at = self.worker.rng().u32(..route.total_weight.max(1));
+                several.iter().find(|backend| {
+                    let here = at < backend.weight;
+                    at = at.wrapping_sub(backend.weight);
+                    here
+                })
+            }
+        };
+        let backend = chosen.and_then(|backend| self.snapshot.services.get(backend.service));
+        Arc::clone(backend.unwrap_or(service))
+    }
+
+    /// An endpoint to try that is not among `tried` while there is another.
+    ///
+    /// # Errors
+    /// `no_endpoints`.
+    pub fn pick_endpoint(
+        &self,
+        service: &Arc<Service>,
+        tried: &[SocketAddr],
+    ) -> Result<EndpointUse, ProxyError> {
+        let now = clock::now();
+        let set = service.state.endpoints();
+        let view = service.candidates(&set);
+        let exclude: Vec<usize> = if tried.is_empty() {
+            Vec::new()
+        } else {
+            let at = |addr: &SocketAddr| {
+                set.endpoints
+                    .iter()
+                    .position(|known| known.spec.addr == *addr)
+            };
+            tried.iter().filter_map(at).collect()
+        };
+        let picked = balance::pick(
+            service.algorithm.with(&service.state),
+            &view,
+            &exclude,
+            now,
+            &mut self.worker.rng(),
+        );
+        match picked.and_then(|picked| set.endpoints.get(picked.index)) {
+            Some(endpoint) => Ok(EndpointUse::start(service, endpoint, now)),
+            None => {
+                let detail = format!("no endpoint of {} takes requests", service.name);
+                let error = ProxyError::local(ErrorCode::NoEndpoints, detail);
+                Err(error.retry_after(Duration::from_secs(1)))
+            }
+        }
+    }
+
+    /// The protocol for this call: gRPC needs h2 whatever the port says.
+    pub fn protocol(&self, service: &Service) -> Protocol {
+        if self.grpc {
+            Protocol::Http2
+        } else {
+            service.protocol
+        }
+    }
+
+    /// Makes the fields that every attempt sends out of those that came.
+    pub fn prepare_headers(&mut self) {
+        let mut fields = std::mem::take(&mut self.parts.headers);
+        headers::strip_hop_by_hop(&mut fields);
+        headers::strip_outrigger(&mut fields, self.strip_policy());
+        // hyper answers 100-continue when the body is first read.
+        fields.remove(EXPECT);
+        // Our own application is trusted; on the other side a peer without identity is not.
+        let trusted = self.direction == Direction::Outbound;
+        if !trusted {
+            headers::append_forwarded_for(&mut fields, self.peer.ip(), true);
+        }
+        headers::set_forwarded_proto(&mut fields, false, trusted);
+        let id = headers::ensure_request_id(&mut fields, &mut self.worker.rng());
+        self.observation.request_id(&id);
+        if self.authority.is_none() {
+            self.authority = self.find_authority().ok().or_else(|| {
+                fields
+                    .get(HOST)
+                    .and_then(|host| Authority::try_from(host.as_bytes()).ok())
+            });
+        }
+        fields.remove(HOST);
+        self.prepared = fields;
+    }
+
+    fn strip_policy(&self) -> StripPolicy {
+        match self.direction {
+            // Those a caller may set were read before; none of them goes on as it came.
+            Direction::Outbound if !self.inline_retries => StripPolicy::MeshPeer,
+            Direction::Outbound | Direction::Inbound => StripPolicy::Untrusted,
+        }
+    }
+
+    /// The request of one attempt.
+    pub fn request(
+        &mut self,
+        service: &Service,
+        attempt: u32,
+        remaining: Option<Duration>,
+        last: bool,
+        body: RequestBody,
+    ) -> Request<RequestBody> {
+        let mut fields = if last {
+            std::mem::take(&mut self.prepared)
+        } else {
+            self.prepared.clone()
+        };
+        if self.direction == Direction::Outbound {
+            fields.insert(headers::ATTEMPT, HeaderValue::from(attempt));
+        }
+        if let Some(remaining) = remaining {
+            self.tell_deadline(&mut fields, remaining);
+        }
+        let path = self.parts.uri.path_and_query().cloned();
+        let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let protocol = self.protocol(service);
+        let mut request = Request::new(body);
+        *request.method_mut() = self.parts.method.clone();
+        *request.version_mut() = match protocol {
+            Protocol::Http1 => Version::HTTP_11,
+            Protocol::Http2 => Version::HTTP_2,
+        };
+        let mut uri = http::uri::Parts::default();
+        uri.path_and_query = Some(path);
+        match (protocol, &self.authority) {
+            (Protocol::Http1, Some(authority)) => {
+                if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
+                    fields.insert(HOST, host);
+                }
+            }
+            (Protocol::Http2, Some(authority)) => {
+                uri.authority = Some(authority.clone());
+                uri.scheme = Some(Scheme::HTTP);
+            }
+            (_, None) => {}
+        }
+        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+        *request.headers_mut() = fields;
+        request
+    }
+
+    fn tell_deadline(&self, fields: &mut HeaderMap, remaining: Duration) {
+        if self.grpc {
+            if self.caller_timeout.is_some() || self.direction == Direction::Outbound {
+                fields.insert(
+                    headers::GRPC_TIMEOUT,
+                    deadline::format_grpc_timeout(remaining),
+                );
+            }
+        } else if self.direction == Direction::Outbound {
+            fields.insert(
+                headers::DEADLINE_MS,
+                deadline::format_deadline_ms(remaining),
+            );
+        }
+    }
+
+    /// The body in the form in which it can be sent as often as the route allows.
+    pub fn body(&mut self, payload: Payload, route: &Route) -> OutgoingBody {
+        match payload {
+            Payload::Stored(bytes) if bytes.is_empty() => OutgoingBody::Empty,
+            Payload::Stored(bytes) => OutgoingBody::Stored(bytes),
+            Payload::Prefixed(read, incoming) => {
+                self.upload = Upload::new(clock::now(), false);
+                let upload = Rc::clone(&self.upload);
+                let body = RequestBody::Prefixed(read.into(), incoming, upload);
+                OutgoingBody::Once(Some(body))
+            }
+            Payload::Downstream(incoming) if incoming.is_end_stream() => OutgoingBody::Empty,
+            Payload::Downstream(incoming) => {
+                self.upload = Upload::new(self.start, false);
+                let upload = Rc::clone(&self.upload);
+                let cap = route.retry.max_body_bytes;
+                let retries = self.inline_retries && route.retry.attempts > 0;
+                if !retries || incoming.size_hint().lower() > cap {
+                    return OutgoingBody::Once(Some(RequestBody::Streaming(incoming, upload)));
+                }
+                OutgoingBody::Replay(Replay::new(incoming, cap, upload))
+            }
+        }
+    }
+
+    /// What matters for retrying.
+    pub fn facts(&self, body: &OutgoingBody) -> RequestFacts {
+        RequestFacts {
+            idempotent: retry::is_idempotent(&self.parts.method),
+            keyed: self.prepared.contains_key(headers::IDEMPOTENCY_KEY),
+            grpc: self.grpc,
+            replay: body.replay(),
+            retried_by_peer: false,
+        }
+    }
+
+    /// Removes from an upstream's answer what only a sidecar may say.
+    pub fn clean_response(&self, fields: &mut HeaderMap) {
+        headers::strip_outrigger(fields, StripPolicy::Untrusted);
+    }
+
+    /// Counts what became of a possible retry.
+    pub fn count_retry(&self, service: &Service, outcome: &str) {
+        let labels = [("service", &*service.name), ("outcome", outcome)];
+        self.worker
+            .shared
+            .metrics
+            .counter("outrigger_retries_total", &labels)
+            .increment(1);
+    }
+
+    /// Our own answer to a request that failed; ends its observation.
+    pub fn refuse(&mut self, error: &ProxyError) -> Response<ResponseBody> {
+        let route = self.observation.route_name();
+        let about = respond::About {
+            hop: self.hop(),
+            route: route.as_deref(),
+            attempts: self.observation.attempts(),
+            grpc: self.grpc,
+        };
+        let response = respond::error(error, about);
+        self.observation
+            .answered_by_us(response.status(), Some(error.code));
+        response
+    }
+
+    /// Our own answer to a request that succeeded; ends its observation.
+    pub fn answer(&mut self, response: Response<ResponseBody>) -> Response<ResponseBody> {
+        self.observation.answered_by_us(response.status(), None);
+        response
+    }
+}
+
+/// A body that may be sent more than once.
+pub enum OutgoingBody {
+    /// No body.
+    Empty,
+    /// In memory.
+    Stored(Bytes),
+    /// Remembered while it streams.
+    Replay(Replay),
+    /// Streamed; gone once it was handed over.
+    Once(Option<RequestBody>),
+}
+
+impl OutgoingBody {
+    /// The body for the next attempt. Empty when it is gone: ask [`OutgoingBody::replay`] first.
+    pub fn next(&mut self) -> RequestBody {
+        match self {
+            Self::Empty => RequestBody::Empty,
+            Self::Stored(bytes) => RequestBody::Full(Some(bytes.clone())),
+            Self::Replay(replay) => replay
+                .reader()
+                .map_or(RequestBody::Empty, RequestBody::Replay),
+            Self::Once(body) => body.take().unwrap_or(RequestBody::Empty),
+        }
+    }
+
+    /// An unsent request came back: a streamed body can be sent after all.
+    pub fn take_back(&mut self, body: RequestBody) {
+        if let Self::Once(place) = self {
+            *place = Some(body);
+        }
+    }
+
+    /// Whether the whole body could be sent now.
+    pub fn replay(&self) -> retry::Replay {
+        match self {
+            Self::Empty | Self::Stored(_) => retry::Replay::Yes,
+            Self::Replay(replay) if replay.replayable() => retry::Replay::Yes,
+            Self::Once(Some(_)) => retry::Replay::Yes,
+            Self::Replay(_) | Self::Once(None) => retry::Replay::TooLarge,
+        }
+    }
+}
+
+fn is_grpc(fields: &HeaderMap) -> bool {
+    fields.get(CONTENT_TYPE).is_some_and(|value| {
+        let value = value.as_bytes();
+        value.starts_with(b"application/grpc") && !value.starts_with(b"application/grpc-web")
+    })
+}
+
+fn caller_timeout(fields: &HeaderMap, direction: Direction, grpc: bool) -> Option<Duration> {
+    let text = |name| {
+        fields
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok())
+    };
+    let grpc_timeout = grpc
+        .then(|| text(headers::GRPC_TIMEOUT))
+        .flatten()
+        .and_then(deadline::parse_grpc_timeout);
+    let ours = (direction == Direction::Outbound)
+        .then(|| text(headers::DEADLINE_MS))
+        .flatten()
+        .and_then(deadline::parse_deadline_ms);
+    match (grpc_timeout, ours) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}

@@ -1,0 +1,341 @@
+//! The path of a request, from its head to its response, read from top to bottom.
+//!
+//! `serve` takes a request from a listener; a message that is delivered comes in at
+//! [`exchange`], so that routing, breaker, balancing and metrics are the same for both.
+//! Decisions are `outrigger-core`'s; this file knows their order.
+//!
+//! Stands on the life of a request and on the life of a message.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use outrigger_core::breaker::Admit;
+use outrigger_core::error_code::ErrorCode;
+use outrigger_core::outcome::Observed;
+use outrigger_core::retry::{self, Decision, StopReason};
+use outrigger_core::{headers, time::Mono};
+
+use crate::attempt::{self, Answer, Failure, Window};
+use crate::call::{Call, OutgoingBody, Payload};
+use crate::clock;
+use crate::error::ProxyError;
+use crate::http::body::{ResponseBody, Upload, UpstreamBody};
+use crate::http::context::Connection;
+use crate::listener::Direction;
+use crate::queueing;
+use crate::snapshot::{Route, Service};
+use crate::worker::Worker;
+
+/// An answer that is thrown away for a retry is read to its end up to this size, so that its
+/// connection can be used again.
+const DISCARD_BYTES: u64 = 64 * 1024;
+
+/// Serves one request of a listener. Every path ends in exactly one response.
+pub async fn serve(
+    worker: &Rc<Worker>,
+    connection: &Connection,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let (parts, body) = request.into_parts();
+    let mut call = Call::from_downstream(worker, connection, parts);
+    let answered = match connection.direction {
+        Direction::Outbound => outbound(&mut call, body).await,
+        Direction::Inbound => inbound(&mut call, body).await,
+    };
+    answered.unwrap_or_else(|error| call.refuse(&error))
+}
+
+/// A call of the local application to a service of the mesh.
+async fn outbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBody>, ProxyError> {
+    if queueing::status::is_ours(call.parts.uri.path()) {
+        return queueing::status::serve(call).await;
+    }
+    let service = call.find_service()?;
+    let route = call.find_route(&service)?;
+    let mut payload = Payload::Downstream(body);
+    let skipped = match queueing::accept::decide(call, &route, &payload)? {
+        queueing::accept::Plan::Synchronous { skipped } => skipped,
+        queueing::accept::Plan::Enqueue(plan) => {
+            match queueing::accept::enqueue(call, &service, &route, *plan, payload).await? {
+                queueing::accept::Accepted::Answer(response) => return Ok(response),
+                // The body turned out to be too long for a message of a `Preferred` route.
+                queueing::accept::Accepted::Synchronous {
+                    payload: back,
+                    skipped,
+                } => {
+                    payload = back;
+                    Some(skipped)
+                }
+            }
+        }
+    };
+    let mut response = exchange(call, &service, &route, payload).await?;
+    if let Some(reason) = skipped {
+        response
+            .headers_mut()
+            .insert(headers::ASYNC, queueing::accept::note(reason));
+    }
+    Ok(response)
+}
+
+/// A call of another workload to the local application: never retried, never enqueued.
+async fn inbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBody>, ProxyError> {
+    if !call.snapshot.configured() {
+        let detail = "this sidecar has no mesh config yet";
+        return Err(ProxyError::local(ErrorCode::ConfigMissing, detail));
+    }
+    let Some(app) = call.snapshot.app.clone() else {
+        let detail = "no application address: set `app` in the sidecar's bootstrap config";
+        return Err(ProxyError::local(ErrorCode::NoRoute, detail));
+    };
+    let route = Arc::clone(&app.routes[0]);
+    exchange(call, &app, &route, Payload::Downstream(body)).await
+}
+
+/// Limits, deadline, then attempts until there is an answer worth passing on.
+///
+/// # Errors
+/// What to answer when there is none.
+///
+/// # Cancel safety
+/// Dropping the future abandons the attempt under way; breaker, load and limits are given back.
+pub async fn exchange(
+    call: &mut Call,
+    service: &Arc<Service>,
+    route: &Arc<Route>,
+    payload: Payload,
+) -> Result<Response<ResponseBody>, ProxyError> {
+    call.observation.routed(service, route);
+    let target = call.pick_backend(service, route);
+    limit(call, &target)?;
+    admit(call, &target)?;
+    call.prepare_headers();
+    let mut body = call.body(payload, route);
+    let deadline = Deadline::new(call, route);
+    let allowed = if call.inline_retries {
+        route.retry.attempts
+    } else {
+        0
+    };
+    route.state.budget.deposit(&route.budget, call.start);
+
+    let mut tried: Vec<std::net::SocketAddr> = Vec::new();
+    for number in 1.. {
+        let last = number > allowed;
+        let may_retry = !last && retry::is_possible(&route.retry, &call.facts(&body), number);
+        let endpoint = call.pick_endpoint(&target, &tried)?;
+        let addr = endpoint.addr();
+        call.endpoint = Some(addr);
+        call.observation.attempt();
+        let left = deadline.remaining(clock::now());
+        let request = call.request(&target, number, left, last, body.next());
+        let window = Window {
+            deadline: &deadline,
+            per_try: route.timeouts.per_try,
+            connection: target.connection_for(route),
+        };
+        let mut outcome =
+            attempt::attempt(call, &target, endpoint, request, &window, may_retry).await;
+
+        let (observed, retry_after) = match &mut outcome {
+            Ok(answer) => (answer.observed, answer.retry_after()),
+            Err(failure) => {
+                if let Some(unsent) = failure.unsent.take() {
+                    body.take_back(unsent.into_body());
+                }
+                (failure.observed, None)
+            }
+        };
+        let left = deadline.remaining(clock::now());
+        let stop = match decide(call, route, &body, number, &observed, retry_after, left) {
+            Decision::Stop(reason) => reason,
+            Decision::Retry { after } => {
+                call.count_retry(&target, "retried");
+                if let Ok(answer) = outcome {
+                    answer.discard(DISCARD_BYTES);
+                }
+                tried.push(addr);
+                if !after.is_zero() {
+                    tokio::time::sleep(after).await;
+                }
+                continue;
+            }
+        };
+        if !matches!(stop, StopReason::NotRetryable | StopReason::UnsafeMethod) {
+            call.count_retry(&target, stop.as_str());
+        }
+        return match outcome {
+            Ok(answer) => Ok(pass_on(call, route, answer, stop, &deadline)),
+            Err(failure) => Err(give_up(call, failure, stop)),
+        };
+    }
+    unreachable!("the number of attempts is bounded by the route")
+}
+
+/// The core's decision, and then the budget's.
+fn decide(
+    call: &Call,
+    route: &Route,
+    body: &OutgoingBody,
+    tried: u32,
+    observed: &Observed,
+    retry_after: Option<Duration>,
+    left: Option<Duration>,
+) -> Decision {
+    if !call.inline_retries {
+        return Decision::Stop(StopReason::NotRetryable);
+    }
+    let facts = call.facts(body);
+    let rng = &mut call.worker.rng();
+    match retry::decide(
+        &route.retry,
+        &facts,
+        tried,
+        observed,
+        retry_after,
+        left,
+        rng,
+    ) {
+        Decision::Retry { .. } if !route.state.budget.try_withdraw(&route.budget, clock::now()) => {
+            Decision::Stop(StopReason::BudgetExhausted)
+        }
+        decision => decision,
+    }
+}
+
+/// The in-flight limit of the service.
+fn limit(call: &mut Call, service: &Arc<Service>) -> Result<(), ProxyError> {
+    if service.state.in_flight.try_acquire(service.max_in_flight) {
+        call.observation.in_flight(service);
+        return Ok(());
+    }
+    service.metrics.limited.increment(1);
+    let detail = format!(
+        "{} requests to {} are in flight",
+        service.max_in_flight, service.name
+    );
+    Err(ProxyError::local(ErrorCode::LimitReached, detail).retry_after(Duration::from_secs(1)))
+}
+
+/// The breaker of the service.
+fn admit(call: &mut Call, service: &Arc<Service>) -> Result<(), ProxyError> {
+    let Some(params) = service.breaker_params() else {
+        return Ok(());
+    };
+    match service.state.breaker.admit(&params, clock::now()) {
+        Admit::Pass(ticket) | Admit::Probe(ticket) => {
+            call.probe = ticket.is_probe();
+            call.observation.admitted(service, ticket);
+            Ok(())
+        }
+        Admit::Refuse { retry_after } => {
+            let detail = format!("the breaker of {} is open", service.name);
+            Err(ProxyError::local(ErrorCode::CircuitOpen, detail).retry_after(retry_after))
+        }
+    }
+}
+
+/// The answer goes to the caller; what is observed ends with its body.
+fn pass_on(
+    call: &mut Call,
+    route: &Route,
+    answer: Answer,
+    stop: StopReason,
+    deadline: &Deadline,
+) -> Response<ResponseBody> {
+    let Answer {
+        response,
+        peeked,
+        lease,
+        endpoint,
+        observed,
+    } = answer;
+    let (mut parts, incoming) = response.into_parts();
+    headers::strip_hop_by_hop(&mut parts.headers);
+    call.clean_response(&mut parts.headers);
+    if matches!(stop, StopReason::BodyTooLarge | StopReason::BudgetExhausted) {
+        parts.headers.insert(headers::RETRY, skipped(stop));
+    }
+    parts.version = http::Version::HTTP_11;
+    parts.extensions.clear();
+    let grpc = match observed {
+        Observed::Head { grpc, .. } => grpc,
+        _ => None,
+    };
+    call.observation.answered(parts.status, grpc, endpoint);
+    let body = UpstreamBody::new(
+        incoming,
+        peeked,
+        lease,
+        call.observation.take(),
+        call.worker.wheel.sleep_until(call.start),
+        route.timeouts.idle,
+        deadline.upload(),
+    );
+    Response::from_parts(parts, ResponseBody::upstream(body))
+}
+
+fn skipped(reason: StopReason) -> HeaderValue {
+    HeaderValue::from_static(match reason {
+        StopReason::BodyTooLarge => "skipped;reason=body_too_large",
+        _ => "skipped;reason=budget_exhausted",
+    })
+}
+
+/// No answer came: what to tell the caller.
+fn give_up(call: &mut Call, failure: Failure, stop: StopReason) -> ProxyError {
+    call.observation.failed(failure.observed);
+    let code = failure.code();
+    let mut detail = failure.detail;
+    if matches!(stop, StopReason::BodyTooLarge | StopReason::BudgetExhausted) {
+        detail = format!("{detail}; not retried: {}", stop.as_str());
+    }
+    ProxyError::upstream(code, detail)
+}
+
+/// When a request must have its response head: the smaller of the route's limit and the
+/// caller's. The route's limit runs from the last progress of the upload, the caller's from the
+/// start.
+pub struct Deadline {
+    start: Mono,
+    request: Option<Duration>,
+    caller: Option<Mono>,
+    upload: Rc<Upload>,
+}
+
+impl Deadline {
+    fn new(call: &Call, route: &Route) -> Self {
+        let caller = call.caller_timeout().map(|timeout| call.start + timeout);
+        Self {
+            start: call.start,
+            request: call.request_timeout.or(route.timeouts.request),
+            caller,
+            upload: Rc::clone(&call.upload),
+        }
+    }
+
+    fn upload(&self) -> Rc<Upload> {
+        Rc::clone(&self.upload)
+    }
+
+    /// The moment, and what it means when it passes.
+    pub fn due(&self) -> Option<(Mono, Observed)> {
+        let ours = self
+            .request
+            .map(|limit| self.upload.last_progress().max(self.start) + limit);
+        match (ours, self.caller) {
+            (Some(ours), Some(caller)) if caller < ours => Some((caller, Observed::CallerDeadline)),
+            (Some(ours), _) => Some((ours, Observed::RequestTimeout)),
+            (None, Some(caller)) => Some((caller, Observed::CallerDeadline)),
+            (None, None) => None,
+        }
+    }
+
+    /// What is left at `now`; none without a deadline.
+    pub fn remaining(&self, now: Mono) -> Option<Duration> {
+        self.due().map(|(at, _)| at.saturating_since(now))
+    }
+}

@@ -1,0 +1,533 @@
+//! Bodies, both ways: streamed, replayable up to a cap, observed to their end.
+//!
+//! A request body is buffered only while a retry is possible and only up to the route's
+//! `retry.maxBody`; a response body is never buffered. The observation of a request ends with
+//! its response body, so [`ResponseBody`] carries it together with the connection lease.
+//!
+//! Stands on the life of a request.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use outrigger_core::time::Mono;
+
+use crate::clock;
+use crate::http::observe::{Ending, Observation};
+use crate::upstream::pool::Lease;
+use crate::wheel::Sleep;
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The peer that was sending broke off.
+    #[error("the sending peer broke off")]
+    Peer(#[source] hyper::Error),
+    /// Nothing moved for the route's `timeouts.idle`.
+    #[error("idle for too long")]
+    Idle,
+}
+
+/// How far the downstream's request body has come, shared between the body (which moves it) and
+/// the attempt (which decides what a timeout or a failure means).
+#[derive(Debug)]
+pub struct Upload {
+    last: Cell<Mono>,
+    ended: Cell<bool>,
+    failed: Cell<bool>,
+    bytes: Cell<u64>,
+}
+
+impl Upload {
+    /// An upload that starts at `now`; `ended` when there is no body.
+    pub fn new(now: Mono, ended: bool) -> Rc<Self> {
+        Rc::new(Self {
+            last: Cell::new(now),
+            ended: Cell::new(ended),
+            failed: Cell::new(false),
+            bytes: Cell::new(0),
+        })
+    }
+
+    /// When the last byte arrived, or the start of the request. The `request` timeout runs from
+    /// here, as in Envoy, so that a long upload that moves is not cut.
+    pub fn last_progress(&self) -> Mono {
+        self.last.get()
+    }
+
+    /// Whether the downstream broke off while sending.
+    pub fn failed(&self) -> bool {
+        self.failed.get()
+    }
+
+    /// Whether the whole body was read.
+    pub fn ended(&self) -> bool {
+        self.ended.get()
+    }
+
+    /// Body bytes read from the downstream.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    fn note(&self, polled: &Option<Result<Frame<Bytes>, hyper::Error>>, at_end: bool) {
+        self.last.set(clock::now());
+        match polled {
+            Some(Ok(frame)) => {
+                let len = frame.data_ref().map_or(0, Bytes::len);
+                self.bytes.set(self.bytes.get() + len as u64);
+                if at_end || frame.is_trailers() {
+                    self.ended.set(true);
+                }
+            }
+            Some(Err(_)) => self.failed.set(true),
+            None => self.ended.set(true),
+        }
+    }
+}
+
+/// The body of a request as it goes upstream.
+pub enum RequestBody {
+    /// No body.
+    Empty,
+    /// Bytes already in memory: a message from the queue.
+    Full(Option<Bytes>),
+    /// The downstream's body as it arrives; can be sent once.
+    Streaming(Incoming, Rc<Upload>),
+    /// The downstream's body after a first part that was read already; can be sent once.
+    Prefixed(VecDeque<Bytes>, Incoming, Rc<Upload>),
+    /// The downstream's body with a memory of what was already sent.
+    Replay(ReplayReader),
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) => Poll::Ready(bytes.take().map(|data| Ok(Frame::data(data)))),
+            Self::Prefixed(read, incoming, upload) => {
+                if let Some(data) = read.pop_front() {
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                let polled = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                upload.note(&polled, incoming.is_end_stream());
+                Poll::Ready(polled.map(|frame| frame.map_err(BodyError::Peer)))
+            }
+            Self::Streaming(incoming, upload) => {
+                let polled = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                upload.note(&polled, incoming.is_end_stream());
+                Poll::Ready(polled.map(|frame| frame.map_err(BodyError::Peer)))
+            }
+            Self::Replay(reader) => reader.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_none(),
+            Self::Prefixed(read, incoming, _) => read.is_empty() && incoming.is_end_stream(),
+            Self::Streaming(incoming, _) => incoming.is_end_stream(),
+            Self::Replay(reader) => reader.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |data| data.len() as u64))
+            }
+            Self::Prefixed(read, incoming, _) => {
+                let before = read.iter().map(|data| data.len() as u64).sum::<u64>();
+                let rest = incoming.size_hint();
+                let mut hint = SizeHint::new();
+                hint.set_lower(before + rest.lower());
+                if let Some(upper) = rest.upper() {
+                    hint.set_upper(before.saturating_add(upper));
+                }
+                hint
+            }
+            Self::Streaming(incoming, _) => incoming.size_hint(),
+            Self::Replay(reader) => reader.size_hint(),
+        }
+    }
+}
+
+/// A downstream body that remembers what it gave out, up to a cap, so that it can be sent again.
+///
+/// Past the cap it forgets everything and streams on: the attempt in progress is unaffected,
+/// but [`Replay::reader`] answers `None` from then on.
+pub struct Replay {
+    state: Rc<RefCell<ReplayState>>,
+}
+
+struct ReplayState {
+    source: Incoming,
+    hint: SizeHint,
+    chunks: Vec<Bytes>,
+    buffered: u64,
+    cap: u64,
+    overflowed: bool,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    upload: Rc<Upload>,
+}
+
+impl Replay {
+    /// Remembers at most `cap` bytes of `source`.
+    pub fn new(source: Incoming, cap: u64, upload: Rc<Upload>) -> Self {
+        let hint = source.size_hint();
+        let overflowed = hint.lower() > cap;
+        let state = ReplayState {
+            source,
+            hint,
+            chunks: Vec::new(),
+            buffered: 0,
+            cap,
+            overflowed,
+            trailers: None,
+            ended: false,
+            upload,
+        };
+        Self {
+            state: Rc::new(RefCell::new(state)),
+        }
+    }
+
+    /// The body from its start; `None` once more than the cap has passed.
+    pub fn reader(&self) -> Option<ReplayReader> {
+        let state = self.state.borrow();
+        let consumed = state.overflowed && state.upload.bytes() > 0;
+        (!consumed).then(|| ReplayReader {
+            state: Rc::clone(&self.state),
+            next: 0,
+        })
+    }
+
+    /// Whether a further attempt could send the whole body again.
+    pub fn replayable(&self) -> bool {
+        !self.state.borrow().overflowed
+    }
+}
+
+/// One pass over a [`Replay`].
+pub struct ReplayReader {
+    state: Rc<RefCell<ReplayState>>,
+    next: usize,
+}
+
+impl ReplayReader {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let state = &mut *self.state.borrow_mut();
+        if let Some(chunk) = state.chunks.get(self.next) {
+            self.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        }
+        if state.ended {
+            let trailers = if self.next == state.chunks.len() {
+                state.trailers.clone()
+            } else {
+                None
+            };
+            self.next = state.chunks.len() + 1;
+            return Poll::Ready(trailers.map(|map| Ok(Frame::trailers(map))));
+        }
+        let polled = std::task::ready!(Pin::new(&mut state.source).poll_frame(cx));
+        state.upload.note(&polled, state.source.is_end_stream());
+        state.ended = state.upload.ended();
+        if let Some(Ok(frame)) = &polled {
+            state.remember(frame);
+            self.next = state.chunks.len();
+            if frame.is_trailers() {
+                self.next += 1;
+            }
+        }
+        Poll::Ready(polled.map(|frame| frame.map_err(BodyError::Peer)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let state = self.state.borrow();
+        let given_out = self.next >= state.chunks.len();
+        let nothing_left = state.ended || (state.source.is_end_stream() && state.chunks.is_empty());
+        given_out && nothing_left && (state.trailers.is_none() || self.next > state.chunks.len())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let state = self.state.borrow();
+        if self.next == 0 {
+            state.hint.clone()
+        } else {
+            SizeHint::default()
+        }
+    }
+}
+
+impl ReplayState {
+    fn remember(&mut self, frame: &Frame<Bytes>) {
+        if self.overflowed {
+            return;
+        }
+        if let Some(data) = frame.data_ref() {
+            self.buffered += data.len() as u64;
+            if self.buffered > self.cap {
+                self.overflowed = true;
+                self.chunks = Vec::new();
+            } else {
+                self.chunks.push(data.clone());
+            }
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.trailers = Some(trailers.clone());
+        }
+    }
+}
+
+/// The body of a response as it goes downstream.
+pub struct ResponseBody(Inner);
+
+enum Inner {
+    Full(Option<Bytes>),
+    Grpc {
+        data: Option<Bytes>,
+        trailers: Option<HeaderMap>,
+    },
+    Upstream(Box<UpstreamBody>),
+}
+
+impl ResponseBody {
+    /// A body that is already in memory: everything that Outrigger answers itself.
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        Self(Inner::Full((!bytes.is_empty()).then_some(bytes)))
+    }
+
+    /// A gRPC body that is already in memory: one framed message and its trailers.
+    pub fn grpc(data: Bytes, trailers: HeaderMap) -> Self {
+        let data = (!data.is_empty()).then_some(data);
+        Self(Inner::Grpc {
+            data,
+            trailers: Some(trailers),
+        })
+    }
+
+    /// The upstream's body, streamed; `lease` and `observation` end with it.
+    pub fn upstream(body: UpstreamBody) -> Self {
+        Self(Inner::Upstream(Box::new(body)))
+    }
+
+    /// Collects at most `cap` bytes: the data, the trailers and whether the cap cut it short.
+    ///
+    /// # Errors
+    /// The body's own error when it breaks off.
+    pub async fn collect(mut self, cap: usize) -> Result<Collected, BodyError> {
+        let mut collected = Collected::default();
+        while let Some(frame) =
+            futures_util::future::poll_fn(|cx| Pin::new(&mut self).poll_frame(cx)).await
+        {
+            match frame?.into_data() {
+                Ok(data) => {
+                    let room = cap.saturating_sub(collected.data.len());
+                    collected.truncated |= data.len() > room;
+                    collected.total += data.len() as u64;
+                    collected
+                        .data
+                        .extend_from_slice(&data[..data.len().min(room)]);
+                }
+                Err(frame) => collected.trailers = frame.into_trailers().ok(),
+            }
+        }
+        Ok(collected)
+    }
+}
+
+/// What [`ResponseBody::collect`] gathered.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// The first bytes, up to the cap.
+    pub data: Vec<u8>,
+    /// The trailers, if the body had any.
+    pub trailers: Option<HeaderMap>,
+    /// Whether more than the cap came.
+    pub truncated: bool,
+    /// All bytes that came.
+    pub total: u64,
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.get_mut().0 {
+            Inner::Full(bytes) => Poll::Ready(bytes.take().map(|data| Ok(Frame::data(data)))),
+            Inner::Grpc { data, trailers } => Poll::Ready(
+                data.take()
+                    .map(Frame::data)
+                    .or_else(|| trailers.take().map(Frame::trailers))
+                    .map(Ok),
+            ),
+            Inner::Upstream(body) => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Inner::Full(bytes) => bytes.is_none(),
+            Inner::Grpc { data, trailers } => data.is_none() && trailers.is_none(),
+            Inner::Upstream(body) => body.peeked.is_none() && body.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Inner::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |data| data.len() as u64))
+            }
+            Inner::Grpc { .. } => SizeHint::default(),
+            Inner::Upstream(body) if body.peeked.is_some() => SizeHint::default(),
+            Inner::Upstream(body) => body.incoming.size_hint(),
+        }
+    }
+}
+
+/// An upstream response body with everything that must end when it ends.
+pub struct UpstreamBody {
+    incoming: Incoming,
+    /// A first frame that was read to learn the gRPC status before the head was passed on.
+    peeked: Option<Frame<Bytes>>,
+    lease: Option<Lease>,
+    observation: Observation,
+    idle: Sleep,
+    idle_for: Option<Duration>,
+    last: Mono,
+    upload: Rc<Upload>,
+}
+
+impl UpstreamBody {
+    /// Wraps `incoming`. `idle_for` bounds the time in which nothing moves, neither this body
+    /// nor the `upload` beside it; `idle` is any timer of this worker's wheel, armed here.
+    pub fn new(
+        incoming: Incoming,
+        peeked: Option<Frame<Bytes>>,
+        lease: Lease,
+        observation: Observation,
+        mut idle: Sleep,
+        idle_for: Option<Duration>,
+        upload: Rc<Upload>,
+    ) -> Self {
+        let last = clock::now();
+        idle.reset(last + idle_for.unwrap_or_default());
+        let mut body = Self {
+            incoming,
+            peeked,
+            lease: Some(lease),
+            observation,
+            idle,
+            idle_for,
+            last,
+            upload,
+        };
+        if body.peeked.is_none() && body.incoming.is_end_stream() {
+            // hyper does not poll a body that has nothing to give: it ends here.
+            body.finish(Ending::Complete);
+        } else if body.peeked.as_ref().is_some_and(Frame::is_trailers) {
+            body.note_trailers();
+        }
+        body
+    }
+
+    fn note_trailers(&mut self) {
+        if let Some(trailers) = self.peeked.as_ref().and_then(Frame::trailers_ref) {
+            self.observation.trailers(trailers);
+        }
+    }
+
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(frame) = self.peeked.take() {
+            if frame.is_trailers() {
+                self.finish(Ending::Complete);
+            }
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Pending => self.poll_idle(cx),
+            Poll::Ready(Some(Ok(frame))) => {
+                self.last = clock::now();
+                if let Some(data) = frame.data_ref() {
+                    self.observation.bytes(data.len());
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    self.observation.trailers(trailers);
+                }
+                if frame.is_trailers() || self.incoming.is_end_stream() {
+                    self.finish(Ending::Complete);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.finish(Ending::UpstreamReset);
+                Poll::Ready(Some(Err(BodyError::Peer(error))))
+            }
+            Poll::Ready(None) => {
+                self.finish(Ending::Complete);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(idle_for) = self.idle_for else {
+            return Poll::Pending;
+        };
+        while Pin::new(&mut self.idle).poll(cx).is_ready() {
+            let due = self.last.max(self.upload.last_progress()) + idle_for;
+            if clock::now() >= due {
+                self.finish(Ending::Idle);
+                return Poll::Ready(Some(Err(BodyError::Idle)));
+            }
+            self.idle.reset(due);
+        }
+        Poll::Pending
+    }
+
+    fn finish(&mut self, ending: Ending) {
+        self.observation.end(ending);
+        if let Some(lease) = self.lease.take() {
+            match ending {
+                Ending::Complete => lease.release(),
+                _ => lease.discard(),
+            }
+        }
+    }
+}
+
+impl Drop for UpstreamBody {
+    fn drop(&mut self) {
+        // Dropped before its end: the downstream went away, or a HEAD answer had no body to read.
+        if self.lease.is_some() {
+            self.finish(Ending::DownstreamGone);
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! HTTP at the edge: serving downstream connections, bodies, and our own answers.
+
+pub mod body;
+pub mod context;
+pub mod observe;
+pub mod respond;
+pub mod server;

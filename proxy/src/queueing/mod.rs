@@ -1,0 +1,27 @@
+//! Calls that become messages: accepting them, telling about them, delivering them.
+//!
+//! Traffic, not storage: the store is `outrigger-queue`. Stands on the life of a message.
+//!
+//! In reading order: [`accept`] turns a call into a message (with [`convert`] for what is stored
+//! and [`unary`] for gRPC framing) and answers 202; [`dispatch`] leases messages within what
+//! [`target`] allows and [`delivery`] sends each of them through `forward` again; [`status`] tells
+//! the caller and [`inspect`] the operator. [`store`] owns the store of this sidecar.
+
+pub mod accept;
+pub mod convert;
+pub mod delivery;
+pub mod dispatch;
+pub mod inspect;
+pub mod status;
+pub mod store;
+pub mod target;
+pub mod text;
+pub mod unary;
+
+/// The caller that this sidecar speaks for: its own application. Peers get names with identity.
+pub const LOCAL: &str = "local";
+
+/// The scope in which an idempotency key of the local application is unique.
+pub fn idempotency_scope(route: &str) -> String {
+    format!("{LOCAL} {route}")
+}

@@ -1,0 +1,531 @@
+//! From a checked mesh config to a snapshot: defaults resolved, matchers built, live state found,
+//! metric handles made.
+//!
+//! Has no effect that anybody could see before the swap: state that is new is unused, metric
+//! series that are new are zero. Cannot fail: what could go wrong was refused by `outrigger-config`.
+//!
+//! Stands on the life of a config update.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, Method};
+use outrigger_config::effective::{self, RulePolicy, ServicePolicy};
+use outrigger_config::model::{
+    AppProtocol, AsyncWhen, BalanceAlgorithm, EndpointState, GrpcAck, Locality, MeshService,
+    PathMatchType, RetryCondition, RouteMatch, UnknownOutbound, ValueMatchType,
+};
+use outrigger_config::units::CodeOrClass;
+use outrigger_config::{MeshConfig, NamespacedName, RuleRef};
+use outrigger_core::codes::CodeSet;
+use outrigger_core::grpc::{GrpcCode, GrpcSet};
+use outrigger_core::host::HostTable;
+use outrigger_core::outcome::FailureOn;
+use outrigger_core::route::{
+    GrpcMatch, HeaderMatch, Match, PathMatch, QueryMatch, RuleSet, ValueMatch,
+};
+use outrigger_core::{breaker, budget, ejection, redelivery, retry};
+
+use crate::app::Shared;
+use crate::snapshot::live::{AdminState, EndpointSpec, ServiceState};
+use crate::snapshot::{
+    Algorithm, Async, Backend, Queue, Route, Secrets, Service, ServiceMetrics, Snapshot, Timeouts,
+    When,
+};
+use crate::source::Registry;
+use crate::upstream::connect::Protocol;
+use crate::upstream::pool;
+
+/// The endpoint sets that go with a snapshot; put in force just before it.
+pub type EndpointSets = Vec<(Arc<ServiceState>, Vec<EndpointSpec>)>;
+
+/// A limit that is switched off.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// Compiles `config`. Endpoints come from `registry` where it knows the service, else from the
+/// service's static list.
+pub fn compile(
+    shared: &Shared,
+    config: Arc<MeshConfig>,
+    version: String,
+    generation: u64,
+    registry: &Registry,
+) -> (Snapshot, EndpointSets) {
+    let mut compiler = Compiler {
+        shared,
+        config: &config,
+        indices: config
+            .services
+            .keys()
+            .enumerate()
+            .map(|(at, name)| (name, at))
+            .collect(),
+        next_route: 0,
+    };
+    let mut hosts = HostTable::default();
+    let mut services = Vec::with_capacity(config.services.len());
+    let mut endpoints = EndpointSets::new();
+    for (at, (name, spec)) in config.services.iter().enumerate() {
+        let service = Arc::new(compiler.service(name, spec));
+        let specs = registry
+            .get(&*service.name)
+            .cloned()
+            .unwrap_or_else(|| static_endpoints(spec));
+        endpoints.push((Arc::clone(&service.state), specs));
+        for host in spec.hostnames_or_default(name) {
+            // The host's form and that no other service claims it were checked.
+            let _ = hosts.insert(&host, None, at);
+        }
+        services.push(service);
+    }
+    let app = compiler.app().map(|(app, addr)| {
+        endpoints.push((Arc::clone(&app.state), vec![local_endpoint(addr)]));
+        Arc::new(app)
+    });
+    let unknown = config
+        .mesh
+        .outbound
+        .as_ref()
+        .and_then(|outbound| outbound.unknown);
+    let snapshot = Snapshot {
+        generation,
+        version,
+        hosts,
+        by_name: services
+            .iter()
+            .enumerate()
+            .map(|(at, s)| (Arc::clone(&s.name), at))
+            .collect(),
+        services,
+        app,
+        unknown_allowed: unknown.unwrap_or_default() == UnknownOutbound::Allow,
+        queues: queues(&config),
+        config: Some(Arc::clone(&config)),
+    };
+    (snapshot, endpoints)
+}
+
+struct Compiler<'a> {
+    shared: &'a Shared,
+    config: &'a MeshConfig,
+    indices: HashMap<&'a NamespacedName, usize>,
+    next_route: u32,
+}
+
+impl Compiler<'_> {
+    fn service(&mut self, name: &NamespacedName, spec: &MeshService) -> Service {
+        let policy = self.config.service_policy(spec);
+        let state = self.shared.live.service(&name.to_string());
+        let rules = self.config.rules_for_service(name);
+        let (set, routes) = if self.config.has_route(name) {
+            let matches = rules
+                .iter()
+                .map(|rule| matches(&rule.rule.matches))
+                .collect();
+            let routes = rules
+                .iter()
+                .map(|rule| Arc::new(self.route(name, rule)))
+                .collect();
+            (RuleSet::new(matches), routes)
+        } else {
+            let policy = self.config.default_rule_policy();
+            let route = self.make_route(name, format!("{name}/default"), Vec::new(), &policy);
+            (RuleSet::new(vec![Vec::new()]), vec![Arc::new(route)])
+        };
+        let port = spec
+            .ports
+            .first()
+            .and_then(|port| port.app_protocol)
+            .unwrap_or_default();
+        let prefer_zone = match *policy.load_balancer.locality {
+            Locality::PreferLocal => self.shared.bootstrap.workload.zone.is_some(),
+            Locality::Ignore => false,
+        };
+        Service {
+            protocol: protocol(port),
+            connection: connection(&policy),
+            breaker: Some(breaker(&policy)),
+            failure_on: failure_on(&policy),
+            ejection: ejection(&policy),
+            algorithm: algorithm(*policy.load_balancer.algorithm),
+            prefer_zone,
+            max_in_flight: *policy.limits.max_in_flight,
+            rules: set,
+            routes,
+            metrics: self.service_metrics(&state.name),
+            name: Arc::from(state.name.as_str()),
+            state,
+        }
+    }
+
+    fn route(&mut self, service: &NamespacedName, rule: &RuleRef<'_>) -> Route {
+        let backends = rule.rule.backends.iter().filter_map(|backend| {
+            let service = *self.indices.get(&backend.service.target())?;
+            Some(Backend {
+                service,
+                weight: backend.weight.unwrap_or(1),
+            })
+        });
+        let backends = backends.collect();
+        let policy = self.config.rule_policy(*rule);
+        self.make_route(service, rule.route_name(), backends, &policy)
+    }
+
+    fn make_route(
+        &mut self,
+        service: &NamespacedName,
+        name: String,
+        backends: Vec<Backend>,
+        policy: &RulePolicy,
+    ) -> Route {
+        let id = self.next_route;
+        self.next_route += 1;
+        let labels = [("direction", "outbound"), ("route", name.as_str())];
+        Route {
+            id,
+            total_weight: backends.iter().map(|backend| backend.weight).sum(),
+            backends,
+            timeouts: Timeouts {
+                connect: connect_override(policy),
+                request: *policy.timeouts.request,
+                per_try: *policy.timeouts.per_try,
+                idle: *policy.timeouts.idle,
+                stream: *policy.timeouts.stream,
+            },
+            retry: retry_params(policy),
+            budget: budget::Params {
+                percent: u32::from(*policy.retry.budget_percent),
+                min_per_second: *policy.retry.budget_min_per_second,
+                ..budget::Params::default()
+            },
+            asynchronous: asynchronous(policy, service),
+            state: self.shared.live.route(&format!("{service} {name}")),
+            duration: self
+                .shared
+                .metrics
+                .histogram("outrigger_request_duration_seconds", &labels),
+            name: Arc::from(name),
+        }
+    }
+
+    /// The local application as a service of one endpoint: no breaker, no ejection, no retries.
+    fn app(&mut self) -> Option<(Service, SocketAddr)> {
+        let addr = self.shared.bootstrap.app?;
+        let own = self.shared.bootstrap.workload.service();
+        let spec = own.as_ref().and_then(|name| self.config.services.get(name));
+        let port = spec
+            .and_then(|spec| spec.ports.first())
+            .and_then(|port| port.app_protocol);
+        let policy = self
+            .config
+            .service_policy(spec.unwrap_or(&MeshService::default()));
+        let state = self.shared.live.service("(app)");
+        let name = own.map_or_else(|| "app".to_owned(), |name| name.to_string());
+        let labels = [("direction", "inbound"), ("route", "inbound")];
+        let defaults = self.config.default_rule_policy();
+        let id = self.next_route;
+        let route = Route {
+            name: Arc::from("inbound"),
+            id,
+            backends: Vec::new(),
+            total_weight: 0,
+            // The caller's sidecar limits the request; here only a dead application is noticed.
+            timeouts: Timeouts {
+                connect: None,
+                request: None,
+                per_try: None,
+                idle: *defaults.timeouts.idle,
+                stream: None,
+            },
+            retry: retry::Params {
+                attempts: 0,
+                ..retry::Params::default()
+            },
+            budget: budget::Params::default(),
+            asynchronous: None,
+            state: self.shared.live.route("(app)"),
+            duration: self
+                .shared
+                .metrics
+                .histogram("outrigger_request_duration_seconds", &labels),
+        };
+        let service = Service {
+            metrics: self.service_metrics(&name),
+            name: Arc::from(name),
+            protocol: protocol(port.unwrap_or_default()),
+            connection: connection(&policy),
+            breaker: None,
+            failure_on: failure_on(&policy),
+            ejection: ejection::Params {
+                consecutive_failures: 0,
+                ..ejection::Params::default()
+            },
+            algorithm: Algorithm::RoundRobin,
+            prefer_zone: false,
+            max_in_flight: *policy.limits.max_in_flight,
+            rules: RuleSet::new(vec![Vec::new()]),
+            routes: vec![Arc::new(route)],
+            state,
+        };
+        Some((service, addr))
+    }
+
+    fn service_metrics(&self, name: &str) -> ServiceMetrics {
+        let metrics = &self.shared.metrics;
+        ServiceMetrics {
+            attempts: metrics.counter("outrigger_attempts_total", &[("service", name)]),
+            limited: metrics.counter("outrigger_limit_rejected_total", &[("service", name)]),
+        }
+    }
+}
+
+fn local_endpoint(addr: SocketAddr) -> EndpointSpec {
+    EndpointSpec {
+        addr,
+        zone: None,
+        weight: 100,
+        admin: AdminState::Serving,
+    }
+}
+
+fn static_endpoints(spec: &MeshService) -> Vec<EndpointSpec> {
+    let listed = spec
+        .discovery
+        .as_ref()
+        .and_then(|discovery| discovery.static_.as_deref());
+    listed
+        .unwrap_or_default()
+        .iter()
+        .map(|endpoint| EndpointSpec {
+            addr: SocketAddr::new(endpoint.address, endpoint.port),
+            zone: endpoint.zone.clone(),
+            weight: endpoint.weight.unwrap_or(100),
+            admin: match endpoint.state.unwrap_or_default() {
+                EndpointState::Serving => AdminState::Serving,
+                EndpointState::Draining => AdminState::Draining,
+                EndpointState::Disabled => AdminState::Disabled,
+            },
+        })
+        .collect()
+}
+
+fn protocol(port: AppProtocol) -> Protocol {
+    match port {
+        AppProtocol::H2c | AppProtocol::Grpc => Protocol::Http2,
+        AppProtocol::Http | AppProtocol::Tcp | AppProtocol::Tls => Protocol::Http1,
+    }
+}
+
+fn connection(policy: &ServicePolicy) -> pool::Params {
+    let connection = &policy.connection;
+    pool::Params {
+        connect_timeout: connection.connect_timeout.unwrap_or_default(),
+        max_per_endpoint: connection.max_per_endpoint.map(|count| count as usize),
+        idle_timeout: connection.idle_timeout.unwrap_or_default(),
+        max_age: connection.max_age.unwrap_or_default(),
+    }
+}
+
+fn connect_override(policy: &RulePolicy) -> Option<Duration> {
+    use effective::Origin;
+    match policy.timeouts.connect.origin {
+        Origin::Rule | Origin::RoutePolicy(_) => Some(policy.timeouts.connect.unwrap_or_default()),
+        _ => None,
+    }
+}
+
+fn breaker(policy: &ServicePolicy) -> breaker::Params {
+    let spec = &policy.breaker;
+    let rate = (*spec.failure_percent > 0).then(|| breaker::Rate {
+        percent: u32::from(*spec.failure_percent),
+        min_requests: *spec.min_requests,
+        window: *spec.window,
+    });
+    breaker::Params {
+        consecutive_failures: (*spec.consecutive_failures > 0)
+            .then_some(*spec.consecutive_failures),
+        failure_rate: rate,
+        open_for: *spec.open_for,
+        max_open_for: *spec.max_open_for,
+        half_open_requests: *spec.half_open_requests,
+    }
+}
+
+fn failure_on(policy: &ServicePolicy) -> FailureOn {
+    let spec = &policy.breaker.failure_on;
+    FailureOn {
+        codes: codes(&spec.codes),
+        grpc: grpc_codes(&spec.grpc),
+        connect: *spec.connect,
+        timeout: *spec.timeout,
+    }
+}
+
+fn ejection(policy: &ServicePolicy) -> ejection::Params {
+    let spec = &policy.ejection;
+    ejection::Params {
+        consecutive_failures: *spec.consecutive_failures,
+        base_time: *spec.base_time,
+        max_time: *spec.max_time,
+        max_percent: u32::from(*spec.max_percent),
+    }
+}
+
+fn algorithm(algorithm: BalanceAlgorithm) -> Algorithm {
+    match algorithm {
+        // `check` says that ConsistentHash is not yet in effect.
+        BalanceAlgorithm::PeakEwma | BalanceAlgorithm::ConsistentHash => Algorithm::PeakEwma,
+        BalanceAlgorithm::LeastRequest => Algorithm::LeastRequest,
+        BalanceAlgorithm::RoundRobin => Algorithm::RoundRobin,
+        BalanceAlgorithm::Random => Algorithm::Random,
+    }
+}
+
+fn retry_params(policy: &RulePolicy) -> retry::Params {
+    let spec = &policy.retry;
+    retry::Params {
+        attempts: *spec.attempts,
+        codes: codes(&spec.codes),
+        grpc: grpc_codes(&spec.grpc),
+        reset_before_response: spec
+            .conditions
+            .contains(&RetryCondition::ResetBeforeResponse),
+        unsafe_methods: *spec.unsafe_,
+        backoff: *spec.backoff,
+        max_backoff: *spec.max_backoff,
+        max_body_bytes: *spec.max_body,
+    }
+}
+
+fn asynchronous(policy: &RulePolicy, service: &NamespacedName) -> Option<Async> {
+    let spec = &policy.async_;
+    let when = match *spec.when {
+        AsyncWhen::Preferred => When::Preferred,
+        AsyncWhen::Always => When::Always,
+        // `check` says that Shadow is not yet in effect.
+        AsyncWhen::Never | AsyncWhen::Shadow => return None,
+    };
+    let permanent = codes(&spec.permanent_codes).without(codes(&spec.permanent_except));
+    Some(Async {
+        when,
+        // A route that names no queue uses one of its service's name with the default bounds.
+        queue: spec.queue.as_ref().unwrap_or(service).to_string(),
+        max_body: *spec.max_body,
+        redelivery: redelivery::Params {
+            attempts: *spec.delivery.attempts,
+            backoff: *spec.delivery.backoff,
+            max_backoff: *spec.delivery.max_backoff,
+            max_age: spec.delivery.max_age.unwrap_or(NEVER),
+            permanent,
+        },
+        delivery_timeout: spec.delivery.timeout.unwrap_or(NEVER),
+        max_in_flight: *spec.delivery.max_in_flight,
+        per_second: *spec.delivery.requests_per_second,
+        result_ttl: *spec.result_ttl,
+        result_max_body: *spec.result_max_body,
+        idempotency_ttl: *spec.idempotency.ttl,
+        secrets: match *spec.secrets {
+            outrigger_config::model::Secrets::Reject => Secrets::Reject,
+            outrigger_config::model::Secrets::Drop => Secrets::Drop,
+            outrigger_config::model::Secrets::Keep => Secrets::Keep,
+        },
+        grpc_empty: *spec.grpc_ack == Some(GrpcAck::Empty),
+    })
+}
+
+fn queues(config: &MeshConfig) -> BTreeMap<String, Arc<Queue>> {
+    let queue = |(name, spec): (&NamespacedName, _)| {
+        let effective = effective::queue(spec);
+        let embedded = effective.backend.embedded.as_ref();
+        let queue = Queue {
+            name: name.to_string(),
+            max_depth: effective.max_depth,
+            max_bytes: effective.max_bytes,
+            dead_retain: effective.retain_dead.unwrap_or(NEVER),
+            allow_ephemeral: embedded
+                .and_then(|embedded| embedded.allow_ephemeral)
+                .unwrap_or(false),
+        };
+        (queue.name.clone(), Arc::new(queue))
+    };
+    config.queues.iter().map(queue).collect()
+}
+
+fn codes(listed: &[CodeOrClass]) -> CodeSet {
+    listed.iter().fold(CodeSet::EMPTY, |set, code| match code {
+        CodeOrClass::Code(code) => set.with(*code),
+        CodeOrClass::Class(class) => set.union(CodeSet::class(u16::from(*class))),
+    })
+}
+
+fn grpc_codes(listed: &[outrigger_config::units::GrpcCode]) -> GrpcSet {
+    listed
+        .iter()
+        .filter_map(|code| GrpcCode::from_number(u32::from(code.number())))
+        .collect()
+}
+
+/// Rule matches as the core wants them.
+pub fn matches(specs: &[RouteMatch]) -> Vec<Match> {
+    specs.iter().map(one_match).collect()
+}
+
+// Expressions and names were checked; one that is wrong all the same matches nothing.
+fn one_match(spec: &RouteMatch) -> Match {
+    let mut made = Match {
+        method: spec
+            .method
+            .as_ref()
+            .and_then(|method| Method::from_bytes(method.as_bytes()).ok()),
+        path: spec.path.as_ref().map(|path| match path.type_ {
+            PathMatchType::Exact => PathMatch::Exact(path.value.clone()),
+            PathMatchType::PathPrefix => PathMatch::Prefix(path.value.clone()),
+            PathMatchType::RegularExpression => {
+                PathMatch::regex(&path.value).unwrap_or(PathMatch::Exact(String::new()))
+            }
+        }),
+        headers: Vec::new(),
+        query: Vec::new(),
+        grpc: None,
+    };
+    for header in &spec.headers {
+        if let Ok(name) = HeaderName::from_bytes(header.name.as_bytes()) {
+            let value = value_match(header.type_, &header.value);
+            made.headers.push(HeaderMatch { name, value });
+        }
+    }
+    for query in &spec.query_params {
+        let value = value_match(query.type_, &query.value);
+        made.query.push(QueryMatch {
+            name: query.name.clone(),
+            value,
+        });
+    }
+    if let Some(grpc) = &spec.grpc {
+        match grpc.type_ {
+            ValueMatchType::Exact => {
+                made.grpc = Some(GrpcMatch {
+                    service: grpc.service.clone(),
+                    method: grpc.method.clone(),
+                });
+            }
+            ValueMatchType::RegularExpression => {
+                let part = |part: &Option<String>| part.clone().unwrap_or_else(|| "[^/]+".into());
+                let path = format!("/(?:{})/(?:{})", part(&grpc.service), part(&grpc.method));
+                made.path = PathMatch::regex(&path).ok();
+                made.method = Some(Method::POST);
+            }
+        }
+    }
+    made
+}
+
+fn value_match(kind: ValueMatchType, value: &str) -> ValueMatch {
+    match kind {
+        ValueMatchType::Exact => ValueMatch::Exact(value.to_owned()),
+        ValueMatchType::RegularExpression => ValueMatch::regex(value)
+            .unwrap_or_else(|_| ValueMatch::Exact("\0 unmatched".to_owned())),
+    }
+}

@@ -1,0 +1,343 @@
+//! The mesh config, compiled: immutable, complete, and swapped with one store.
+//!
+//! A request loads the snapshot once and keeps it to its end. The snapshot holds the parameters,
+//! the `Arc`s of live state and the resolved metric handles, so that nothing is looked up by
+//! name while a request runs.
+
+pub mod compile;
+pub mod live;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use outrigger_config::MeshConfig;
+use outrigger_core::host::HostTable;
+use outrigger_core::outcome::FailureOn;
+use outrigger_core::route::RuleSet;
+use outrigger_core::{balance, breaker, budget, ejection, redelivery, retry};
+
+use crate::snapshot::live::{AdminState, EndpointSet, RouteState, ServiceState};
+use crate::telemetry::metrics::Histogram;
+use crate::upstream::connect::Protocol;
+use crate::upstream::pool;
+
+/// Everything a request may need to know of the config.
+pub struct Snapshot {
+    /// Rises with every snapshot of this process; 0 is the empty one before any config.
+    pub generation: u64,
+    /// The content hash of the documents.
+    pub version: String,
+    /// The documents it was made from; none before any config.
+    pub config: Option<Arc<MeshConfig>>,
+    /// Host name → index into `services`.
+    pub hosts: HostTable<usize>,
+    /// Every service of the mesh, in name order.
+    pub services: Vec<Arc<Service>>,
+    /// `namespace/name` → index into `services`.
+    pub by_name: HashMap<Arc<str>, usize>,
+    /// What inbound requests are handed to; none without `app`.
+    pub app: Option<Arc<Service>>,
+    /// Whether absolute-form requests to hosts outside the mesh are passed on.
+    pub unknown_allowed: bool,
+    /// Queues by `namespace/name`.
+    pub queues: BTreeMap<String, Arc<Queue>>,
+}
+
+impl Snapshot {
+    /// The snapshot of a process that has no config yet.
+    pub fn empty() -> Self {
+        Self {
+            generation: 0,
+            version: String::new(),
+            config: None,
+            hosts: HostTable::default(),
+            services: Vec::new(),
+            by_name: HashMap::new(),
+            app: None,
+            unknown_allowed: false,
+            queues: BTreeMap::new(),
+        }
+    }
+
+    /// Whether a mesh config is in force.
+    pub fn configured(&self) -> bool {
+        self.config.is_some()
+    }
+
+    /// A service by `namespace/name`.
+    pub fn service(&self, name: &str) -> Option<&Arc<Service>> {
+        self.by_name.get(name).and_then(|at| self.services.get(*at))
+    }
+}
+
+/// The one place where the snapshot in force is kept.
+pub struct Store {
+    cell: Arc<ArcSwap<Snapshot>>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            cell: Arc::new(ArcSwap::from_pointee(Snapshot::empty())),
+        }
+    }
+}
+
+impl Store {
+    /// The cell, for a worker's cache.
+    pub fn cell(&self) -> Arc<ArcSwap<Snapshot>> {
+        Arc::clone(&self.cell)
+    }
+
+    /// The snapshot in force.
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.cell.load_full()
+    }
+
+    /// Puts a snapshot in force. Cannot fail; requests under way keep the old one.
+    pub fn swap(&self, snapshot: Snapshot) {
+        self.cell.store(Arc::new(snapshot));
+    }
+}
+
+/// A service with its parameters, rules and live state.
+pub struct Service {
+    /// `namespace/name`.
+    pub name: Arc<str>,
+    /// What its endpoints speak, by the first port's `appProtocol`; gRPC calls always go as h2.
+    pub protocol: Protocol,
+    /// Connections.
+    pub connection: pool::Params,
+    /// The service's breaker; none for the local application.
+    pub breaker: Option<breaker::Params>,
+    /// What counts as a failure, for breaker, ejection and metrics alike.
+    pub failure_on: FailureOn,
+    /// Ejection of single endpoints.
+    pub ejection: ejection::Params,
+    /// How an endpoint is picked.
+    pub algorithm: Algorithm,
+    /// Whether endpoints of our own zone come first.
+    pub prefer_zone: bool,
+    /// Requests in flight to it at most.
+    pub max_in_flight: u32,
+    /// Which rule takes a request; indexes `routes`.
+    pub rules: RuleSet,
+    /// One per rule.
+    pub routes: Vec<Arc<Route>>,
+    /// What outlives this snapshot.
+    pub state: Arc<ServiceState>,
+    /// Metric handles.
+    pub metrics: ServiceMetrics,
+}
+
+impl Service {
+    /// How requests of `route` connect.
+    pub fn connection_for(&self, route: &Route) -> pool::Params {
+        let connect_timeout = route
+            .timeouts
+            .connect
+            .unwrap_or(self.connection.connect_timeout);
+        pool::Params {
+            connect_timeout,
+            ..self.connection
+        }
+    }
+
+    /// The endpoints as the balancer looks at them.
+    pub fn candidates<'a>(&self, set: &'a EndpointSet) -> Candidates<'a> {
+        Candidates {
+            set,
+            prefer_zone: self.prefer_zone,
+        }
+    }
+
+    /// The breaker's parameters for the endpoints there are now; none without a breaker.
+    pub fn breaker_params(&self) -> Option<breaker::Params> {
+        let endpoints = self.state.endpoints().endpoints.len();
+        self.breaker.map(|params| params.for_endpoints(endpoints))
+    }
+}
+
+/// `loadBalancer.algorithm`, without its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Two random choices, the one with less expected latency.
+    PeakEwma,
+    /// Two random choices, the one with fewer requests in flight.
+    LeastRequest,
+    /// In turn.
+    RoundRobin,
+    /// At random.
+    Random,
+}
+
+impl Algorithm {
+    /// The algorithm together with the service's state for it.
+    pub fn with<'a>(self, state: &'a ServiceState) -> balance::Algorithm<'a> {
+        match self {
+            Self::PeakEwma => balance::Algorithm::PeakEwma,
+            Self::LeastRequest => balance::Algorithm::LeastRequest,
+            Self::RoundRobin => balance::Algorithm::RoundRobin(&state.cursor),
+            Self::Random => balance::Algorithm::Random,
+        }
+    }
+}
+
+/// An endpoint set seen by the balancer.
+pub struct Candidates<'a> {
+    set: &'a EndpointSet,
+    prefer_zone: bool,
+}
+
+impl balance::Endpoints for Candidates<'_> {
+    fn count(&self) -> usize {
+        self.set.endpoints.len()
+    }
+
+    fn candidate(&self, index: usize) -> balance::Candidate<'_> {
+        let endpoint = &self.set.endpoints[index];
+        balance::Candidate {
+            load: &endpoint.state.load,
+            health: &endpoint.state.health,
+            serving: match endpoint.spec.admin {
+                AdminState::Serving => balance::Serving::Serving,
+                AdminState::Draining => balance::Serving::Draining,
+                AdminState::Disabled => balance::Serving::Disabled,
+            },
+            weight: endpoint.spec.weight,
+        }
+    }
+
+    fn max_weight(&self) -> u32 {
+        self.set.max_weight
+    }
+
+    fn local_zone(&self) -> Option<balance::LocalZone<'_>> {
+        self.prefer_zone.then(|| balance::LocalZone {
+            count: self.set.local,
+            gate: &self.set.gate,
+        })
+    }
+}
+
+/// Counters of one service.
+pub struct ServiceMetrics {
+    /// Tries towards an endpoint.
+    pub attempts: metrics::Counter,
+    /// Requests refused by `limits.maxInFlight`.
+    pub limited: metrics::Counter,
+}
+
+/// One rule with its effective values.
+pub struct Route {
+    /// `namespace/route/rule`.
+    pub name: Arc<str>,
+    /// Distinguishes the routes of one snapshot in packed label keys.
+    pub id: u32,
+    /// Where requests go.
+    pub backends: Vec<Backend>,
+    /// Sum of the backends' weights.
+    pub total_weight: u32,
+    /// Time limits.
+    pub timeouts: Timeouts,
+    /// When to try again.
+    pub retry: retry::Params,
+    /// How much extra load retries may be.
+    pub budget: budget::Params,
+    /// When calls become messages.
+    pub asynchronous: Option<Async>,
+    /// What outlives this snapshot.
+    pub state: Arc<RouteState>,
+    /// Latency, from head to end.
+    pub duration: Arc<Histogram>,
+}
+
+/// A weighted service of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backend {
+    /// Index into [`Snapshot::services`].
+    pub service: usize,
+    /// Its share.
+    pub weight: u32,
+}
+
+/// Time limits of a route; none is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// One connect, where the rule says it; else the service's `connection.connectTimeout`.
+    pub connect: Option<Duration>,
+    /// Until the response head, retries included.
+    pub request: Option<Duration>,
+    /// One attempt until the response head.
+    pub per_try: Option<Duration>,
+    /// Nothing moves in either direction.
+    pub idle: Option<Duration>,
+    /// Lifetime of the response.
+    pub stream: Option<Duration>,
+}
+
+/// When and how calls of a route become messages.
+#[derive(Debug, Clone)]
+pub struct Async {
+    /// Whether asked for or always.
+    pub when: When,
+    /// `namespace/name` of the queue.
+    pub queue: String,
+    /// Larger bodies are refused or go synchronously.
+    pub max_body: u64,
+    /// How delivery is tried again.
+    pub redelivery: redelivery::Params,
+    /// The deadline of one delivery.
+    pub delivery_timeout: Duration,
+    /// Deliveries under way per target service.
+    pub max_in_flight: u32,
+    /// Deliveries started per second and target; none is unlimited.
+    pub per_second: Option<u32>,
+    /// How long a result is kept.
+    pub result_ttl: Duration,
+    /// A larger result is not kept.
+    pub result_max_body: u64,
+    /// How long an idempotency key is remembered.
+    pub idempotency_ttl: Duration,
+    /// What to do with credentials.
+    pub secrets: Secrets,
+    /// Whether a unary gRPC call is answered with an empty message.
+    pub grpc_empty: bool,
+}
+
+/// `async.when`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// The caller asks with `Prefer: respond-async`.
+    Preferred,
+    /// Every call.
+    Always,
+}
+
+/// `async.secrets`: credentials at rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Secrets {
+    /// Refuse the conversion.
+    Reject,
+    /// Store the request without them.
+    Drop,
+    /// Store them.
+    Keep,
+}
+
+/// A queue's bounds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// `namespace/name`.
+    pub name: String,
+    /// Messages that are not final, at most.
+    pub max_depth: u64,
+    /// Bytes of them, at most.
+    pub max_bytes: u64,
+    /// How long a dead letter is kept.
+    pub dead_retain: Duration,
+    /// Whether it may live on a volume that does not survive the machine's restart.
+    pub allow_ephemeral: bool,
+}

@@ -1,0 +1,126 @@
+//! Pushed mode: what the control plane sends, put in force by the same [`Applier`] as a file.
+//!
+//! Stands on the life of a config update, between the discovery stream and the snapshot.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_config::Source;
+use outrigger_config::bootstrap::ControlPlaneClient;
+use outrigger_config::wire::{EndpointState, Endpoints};
+use tracing::{error, warn};
+
+use crate::app::Shared;
+use crate::snapshot::live::{AdminState, EndpointSpec};
+use crate::source::control_plane::{
+    ConfigSink, DocumentSet, Link, Options, Update, parse_address, run as follow,
+};
+use crate::source::snapshot_cache::SnapshotCache;
+use crate::source::{Applier, Registry};
+
+/// Follows the control plane for ever, starting from what the last run kept.
+pub async fn run(shared: Arc<Shared>, client: ControlPlaneClient, applier: Applier) {
+    let address = match parse_address(&client.address) {
+        Ok(address) => address,
+        Err(problem) => return error!(problem, "controlPlane.address"),
+    };
+    let cache = SnapshotCache::new(shared.bootstrap.state_dir());
+    let resume = cache.load().unwrap_or_else(|problem| {
+        error!(%problem, "the config of the last run is not used");
+        None
+    });
+    let workload = &shared.bootstrap.workload;
+    let link = Arc::new(Link::default());
+    let options = Options {
+        address,
+        node_id: format!("{}/{}", workload.namespace(), workload.name),
+        service: workload
+            .service()
+            .map(|service| service.to_string())
+            .unwrap_or_default(),
+        namespace: workload.namespace().to_owned(),
+        zone: workload.zone.clone().unwrap_or_default(),
+        resume,
+        cache: Some(cache),
+        link: Arc::clone(&link),
+    };
+    shared.config.follow(Arc::clone(&link));
+    let gauge = shared
+        .metrics
+        .gauge("outrigger_control_plane_connected", &[]);
+    tokio::task::spawn_local(async move {
+        let mut ticks = tokio::time::interval(Duration::from_millis(250));
+        loop {
+            ticks.tick().await;
+            gauge.set(f64::from(u8::from(link.connected())));
+        }
+    });
+    let sink = Sink {
+        applier,
+        documents: DocumentSet::default(),
+        registry: Registry::new(),
+    };
+    match follow(options, sink).await {}
+}
+
+/// Puts updates in force.
+struct Sink {
+    applier: Applier,
+    documents: DocumentSet,
+    registry: Registry,
+}
+
+impl ConfigSink for Sink {
+    fn apply(&mut self, update: Update) -> Result<(), String> {
+        let mut registry = self.registry.clone();
+        for endpoints in &update.endpoints {
+            registry.insert(endpoints.service.clone(), specs(endpoints));
+        }
+        for service in &update.removed_endpoints {
+            registry.remove(service);
+        }
+        match &update.documents {
+            None => self.applier.endpoints(&registry),
+            Some(set) => {
+                let sources: Vec<Source> = set
+                    .documents
+                    .iter()
+                    .map(|(name, document)| Source::new(name.clone(), &*document.json))
+                    .collect();
+                self.applier
+                    .apply(&sources, &registry, "control-plane")
+                    .map_err(|report| report.render_text())?;
+                self.documents = set.clone();
+            }
+        }
+        self.registry = registry;
+        Ok(())
+    }
+}
+
+fn specs(endpoints: &Endpoints) -> Vec<EndpointSpec> {
+    let spec = |endpoint: &outrigger_config::wire::Endpoint| {
+        let Ok(ip) = endpoint.address.parse::<IpAddr>() else {
+            warn!(
+                service = endpoints.service,
+                address = endpoint.address,
+                "endpoint left out: not an IP address"
+            );
+            return None;
+        };
+        let port = u16::try_from(endpoint.port).ok().filter(|port| *port > 0)?;
+        Some(EndpointSpec {
+            addr: SocketAddr::new(ip, port),
+            zone: (!endpoint.zone.is_empty()).then(|| endpoint.zone.clone()),
+            weight: endpoint.weight,
+            admin: match endpoint.state() {
+                EndpointState::Serving => AdminState::Serving,
+                // Like a draining one it takes requests only when nothing else is left.
+                EndpointState::Draining | EndpointState::Unhealthy => AdminState::Draining,
+                EndpointState::Disabled => AdminState::Disabled,
+            },
+        })
+    };
+    endpoints.endpoints.iter().filter_map(spec).collect()
+}

@@ -1,0 +1,376 @@
+//! The metrics registry of one sidecar.
+//!
+//! Counters and gauges are handles of the exporter's recorder, resolved once when a snapshot is
+//! compiled; no label is formatted while a request runs. Histograms are our own atomic buckets,
+//! because the exporter's keep every sample until the next scrape. Gauges of state that changes
+//! by itself (breakers, queues, connections) are set just before a scrape is rendered.
+//!
+//! There is no global recorder: several sidecars live in one process under test.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+const METADATA: Metadata<'static> = Metadata::new("outrigger", Level::INFO, None);
+
+/// One family per row: name, kind, help. The names are PRODUCT's contract.
+const FAMILIES: &[(&str, Kind, &str)] = &[
+    (
+        "outrigger_requests_total",
+        Kind::Counter,
+        "Requests ended, by route and answer; code is Outrigger's own error code or empty.",
+    ),
+    (
+        "outrigger_attempts_total",
+        Kind::Counter,
+        "Tries sent or attempted towards an endpoint.",
+    ),
+    (
+        "outrigger_retries_total",
+        Kind::Counter,
+        "Retry decisions: retried, or why not.",
+    ),
+    (
+        "outrigger_breaker_state",
+        Kind::Gauge,
+        "Breaker of a service: 0 closed, 1 half-open, 2 open.",
+    ),
+    (
+        "outrigger_breaker_openings",
+        Kind::Gauge,
+        "How often the breaker of a service opened since start.",
+    ),
+    (
+        "outrigger_endpoint_ejected",
+        Kind::Gauge,
+        "1 while an endpoint is taken out of picking.",
+    ),
+    (
+        "outrigger_endpoints",
+        Kind::Gauge,
+        "Endpoints known for a service, by state.",
+    ),
+    (
+        "outrigger_in_flight",
+        Kind::Gauge,
+        "Requests in flight to a service.",
+    ),
+    (
+        "outrigger_limit_rejected_total",
+        Kind::Counter,
+        "Requests refused because a limit was reached.",
+    ),
+    (
+        "outrigger_queue_enqueued_total",
+        Kind::Counter,
+        "Messages made durable and acknowledged.",
+    ),
+    (
+        "outrigger_queue_delivered_total",
+        Kind::Counter,
+        "Messages delivered.",
+    ),
+    (
+        "outrigger_queue_redelivered_total",
+        Kind::Counter,
+        "Deliveries that will be tried again.",
+    ),
+    (
+        "outrigger_queue_dead_total",
+        Kind::Counter,
+        "Messages that became dead letters.",
+    ),
+    (
+        "outrigger_queue_replayed_total",
+        Kind::Counter,
+        "Dead letters replayed.",
+    ),
+    (
+        "outrigger_queue_depth",
+        Kind::Gauge,
+        "Messages in a queue, by state.",
+    ),
+    (
+        "outrigger_queue_oldest_seconds",
+        Kind::Gauge,
+        "Age of the oldest message that is not done.",
+    ),
+    (
+        "outrigger_queue_conservation_drift",
+        Kind::Gauge,
+        "Enqueued minus everything accounted for; always 0.",
+    ),
+    (
+        "outrigger_config_info",
+        Kind::Gauge,
+        "The mesh config in force; the version is its content hash.",
+    ),
+    (
+        "outrigger_config_applied_timestamp_seconds",
+        Kind::Gauge,
+        "When the mesh config in force was applied.",
+    ),
+    (
+        "outrigger_config_rejected_total",
+        Kind::Counter,
+        "Mesh configs refused whole.",
+    ),
+    (
+        "outrigger_control_plane_connected",
+        Kind::Gauge,
+        "1 while the discovery stream is up.",
+    ),
+    (
+        "outrigger_connections",
+        Kind::Gauge,
+        "Open connections, by side.",
+    ),
+    (
+        "outrigger_access_log_dropped_total",
+        Kind::Counter,
+        "Access log lines dropped because the log could not keep up.",
+    ),
+    (
+        "outrigger_build_info",
+        Kind::Gauge,
+        "Version of this binary.",
+    ),
+];
+
+const HISTOGRAMS: &[(&str, &str)] = &[
+    (
+        "outrigger_request_duration_seconds",
+        "Time from the request's head to the end of the response.",
+    ),
+    (
+        "outrigger_queue_wait_seconds",
+        "Time from the enqueue to the first attempt.",
+    ),
+];
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// All metrics of one sidecar. Shared by reference; handles stay valid for the process's life.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    process: metrics_process::Collector,
+    histograms: Mutex<Vec<(String, String, Arc<Histogram>)>>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// An empty registry with every family described.
+    pub fn new() -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        for (name, kind, help) in FAMILIES {
+            let name = KeyName::from(*name);
+            match kind {
+                Kind::Counter => recorder.describe_counter(name, None::<Unit>, (*help).into()),
+                Kind::Gauge => recorder.describe_gauge(name, None::<Unit>, (*help).into()),
+            }
+        }
+        let process = metrics_process::Collector::default();
+        metrics::with_local_recorder(&recorder, || process.describe());
+        let handle = recorder.handle();
+        let metrics = Self {
+            recorder,
+            handle,
+            process,
+            histograms: Mutex::default(),
+        };
+        metrics
+            .gauge(
+                "outrigger_build_info",
+                &[("version", env!("CARGO_PKG_VERSION"))],
+            )
+            .set(1.0);
+        metrics
+            .counter("outrigger_config_rejected_total", &[])
+            .absolute(0);
+        metrics
+    }
+
+    /// The counter of these labels, made when it does not exist.
+    pub fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+        self.recorder
+            .register_counter(&key(name, labels), &METADATA)
+    }
+
+    /// The gauge of these labels, made when it does not exist.
+    pub fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
+        self.recorder.register_gauge(&key(name, labels), &METADATA)
+    }
+
+    /// The histogram of these labels, made when it does not exist.
+    pub fn histogram(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Arc<Histogram> {
+        let labels = labels
+            .iter()
+            .map(|(label, value)| format!("{label}=\"{}\"", escape(value)))
+            .collect::<Vec<_>>()
+            .join(",");
+        let mut known = self
+            .histograms
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let same = known.iter().find(|(n, l, _)| n == name && *l == labels);
+        if let Some((_, _, histogram)) = same {
+            return Arc::clone(histogram);
+        }
+        let histogram = Arc::new(Histogram::default());
+        known.push((name.to_owned(), labels, Arc::clone(&histogram)));
+        histogram
+    }
+
+    /// The Prometheus text format, version 0.0.4.
+    pub fn render(&self) -> String {
+        metrics::with_local_recorder(&self.recorder, || self.process.collect());
+        self.handle.run_upkeep();
+        let mut text = self.handle.render();
+        let known = self
+            .histograms
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (name, help) in HISTOGRAMS {
+            let mut head = false;
+            for (_, labels, histogram) in known.iter().filter(|(n, _, _)| n == name) {
+                if !head {
+                    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} histogram");
+                    head = true;
+                }
+                histogram.render(&mut text, name, labels);
+            }
+        }
+        text
+    }
+}
+
+fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+    let labels: Vec<Label> = labels
+        .iter()
+        .map(|(label, value)| Label::new(*label, (*value).to_owned()))
+        .collect();
+    Key::from_parts(name, labels)
+}
+
+fn escape(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+/// Upper bounds in nanoseconds: 0.5 ms to 60 s, the usual latency ladder of the field.
+const BOUNDS: [(u64, &str); 16] = [
+    (500_000, "0.0005"),
+    (1_000_000, "0.001"),
+    (2_500_000, "0.0025"),
+    (5_000_000, "0.005"),
+    (10_000_000, "0.01"),
+    (25_000_000, "0.025"),
+    (50_000_000, "0.05"),
+    (100_000_000, "0.1"),
+    (250_000_000, "0.25"),
+    (500_000_000, "0.5"),
+    (1_000_000_000, "1"),
+    (2_500_000_000, "2.5"),
+    (5_000_000_000, "5"),
+    (10_000_000_000, "10"),
+    (30_000_000_000, "30"),
+    (60_000_000_000, "60"),
+];
+
+/// A latency histogram of atomic buckets; recording costs three relaxed additions.
+#[derive(Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+    sum_nanos: AtomicU64,
+}
+
+impl Histogram {
+    /// Adds one observation.
+    pub fn record(&self, value: Duration) {
+        let nanos = u64::try_from(value.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS.partition_point(|(bound, _)| *bound < nanos);
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    fn render(&self, out: &mut String, name: &str, labels: &str) {
+        let comma = if labels.is_empty() { "" } else { "," };
+        let mut total = 0;
+        for (bucket, (_, bound)) in self.buckets.iter().zip(BOUNDS.iter()) {
+            total += bucket.load(Ordering::Relaxed);
+            let _ = writeln!(
+                out,
+                "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}"
+            );
+        }
+        total += self.buckets[BOUNDS.len()].load(Ordering::Relaxed);
+        let sum = Duration::from_nanos(self.sum_nanos.load(Ordering::Relaxed)).as_secs_f64();
+        let braces = if labels.is_empty() {
+            String::new()
+        } else {
+            format!("{{{labels}}}")
+        };
+        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {total}");
+        let _ = writeln!(
+            out,
+            "{name}_sum{braces} {sum}\n{name}_count{braces} {total}"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_is_cumulative_and_ends_with_its_count() {
+        let metrics = Metrics::new();
+        let histogram =
+            metrics.histogram("outrigger_request_duration_seconds", &[("route", "a\"b")]);
+        for millis in [0, 1, 2, 70_000] {
+            histogram.record(Duration::from_millis(millis));
+        }
+        let text = metrics.render();
+        for line in [
+            "outrigger_request_duration_seconds_bucket{route=\"a\\\"b\",le=\"0.001\"} 2",
+            "outrigger_request_duration_seconds_bucket{route=\"a\\\"b\",le=\"60\"} 3",
+            "outrigger_request_duration_seconds_bucket{route=\"a\\\"b\",le=\"+Inf\"} 4",
+            "outrigger_request_duration_seconds_count{route=\"a\\\"b\"} 4",
+            "# TYPE outrigger_request_duration_seconds histogram",
+        ] {
+            assert!(text.contains(line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_handle_asked_for_twice_is_the_same_series() {
+        let metrics = Metrics::new();
+        metrics
+            .counter("outrigger_attempts_total", &[("service", "a")])
+            .increment(1);
+        metrics
+            .counter("outrigger_attempts_total", &[("service", "a")])
+            .increment(2);
+        assert!(
+            metrics
+                .render()
+                .contains("outrigger_attempts_total{service=\"a\"} 3")
+        );
+    }
+}

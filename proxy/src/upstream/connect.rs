@@ -1,0 +1,168 @@
+//! Opens one connection to one endpoint: TCP, then the HTTP handshake.
+//!
+//! TLS comes between the two and is part of [`Target`], so that connections of different
+//! identities never share a pool. Stands on the life of a request.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::clock;
+use crate::http::body::RequestBody;
+use crate::wheel::Wheel;
+use crate::worker::LocalExecutor;
+
+/// Send window of one h2 stream and of a connection: enough for a few hundred Mbit/s at 20 ms
+/// without holding megabytes for a slow reader.
+pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
+pub(crate) const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// The HTTP version spoken to an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP/1.1, one exchange at a time per connection.
+    Http1,
+    /// HTTP/2, multiplexed; with prior knowledge in plaintext.
+    Http2,
+}
+
+/// Everything that makes two connections interchangeable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// Where to connect.
+    pub addr: SocketAddr,
+    /// What to speak.
+    pub protocol: Protocol,
+}
+
+/// Why no connection came about. No byte of a request was sent.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Refused, unreachable or reset.
+    #[error("connect to {addr}")]
+    Io {
+        /// The endpoint.
+        addr: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Not established within the connect timeout.
+    #[error("connect to {addr} within {after:?}")]
+    TimedOut {
+        /// The endpoint.
+        addr: SocketAddr,
+        /// The timeout.
+        after: Duration,
+    },
+    /// The peer did not speak the protocol.
+    #[error("HTTP handshake with {addr}")]
+    Handshake {
+        /// The endpoint.
+        addr: SocketAddr,
+        /// What hyper said.
+        #[source]
+        source: hyper::Error,
+    },
+}
+
+/// Opens a TCP connection, at most `timeout` long.
+///
+/// # Errors
+/// [`ConnectError::Io`] and [`ConnectError::TimedOut`].
+///
+/// # Cancel safety
+/// Dropping the future closes the half-open socket.
+pub async fn tcp(
+    wheel: &Wheel,
+    addr: SocketAddr,
+    timeout: Duration,
+) -> Result<TcpStream, ConnectError> {
+    let connecting = TcpStream::connect(addr);
+    let stream = if timeout.is_zero() {
+        connecting.await
+    } else {
+        tokio::select! {
+            biased;
+            connected = connecting => connected,
+            () = wheel.sleep_until(clock::now() + timeout) => {
+                return Err(ConnectError::TimedOut { addr, after: timeout });
+            }
+        }
+    };
+    let stream = stream.map_err(|source| ConnectError::Io { addr, source })?;
+    // Small writes must not wait for an acknowledgement. A socket that refuses the option is
+    // already dead, which the first write reports better.
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+/// HTTP/1.1 over `stream`; the connection's task runs on this worker until it closes.
+///
+/// # Errors
+/// [`ConnectError::Handshake`].
+pub async fn http1(
+    stream: TcpStream,
+    addr: SocketAddr,
+    limits: &Limits,
+) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
+    let (sender, connection) = http1::Builder::new()
+        .max_headers(limits.max_headers)
+        .max_header_size(limits.max_header_bytes)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|source| ConnectError::Handshake { addr, source })?;
+    tokio::task::spawn_local(async move {
+        // What went wrong here is told to the request that was on the connection.
+        let _ = connection.await;
+    });
+    Ok(sender)
+}
+
+/// HTTP/2 with prior knowledge over `stream`. The second value follows the peer's
+/// SETTINGS_MAX_CONCURRENT_STREAMS.
+///
+/// # Errors
+/// [`ConnectError::Handshake`].
+pub async fn http2(
+    stream: TcpStream,
+    addr: SocketAddr,
+    limits: &Limits,
+) -> Result<(http2::SendRequest<RequestBody>, Rc<Cell<usize>>), ConnectError> {
+    let (sender, mut connection) = http2::Builder::new(LocalExecutor)
+        .timer(hyper_util::rt::TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        .max_concurrent_reset_streams(128)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|source| ConnectError::Handshake { addr, source })?;
+    let max_streams = Rc::new(Cell::new(connection.current_max_send_streams()));
+    let follow = Rc::clone(&max_streams);
+    tokio::task::spawn_local(std::future::poll_fn(move |cx| {
+        let polled = Pin::new(&mut connection).poll(cx);
+        follow.set(connection.current_max_send_streams());
+        polled.map(|_| ())
+    }));
+    Ok((sender, max_streams))
+}
+
+/// What an upstream may send in a head.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Header fields in one head.
+    pub max_headers: usize,
+    /// Bytes of one head.
+    pub max_header_bytes: usize,
+}

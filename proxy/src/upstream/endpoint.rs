@@ -1,0 +1,104 @@
+//! One endpoint in use by one attempt.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_core::outcome::{Observed, Outcome};
+use outrigger_core::time::Mono;
+use tracing::warn;
+
+use crate::clock;
+use crate::snapshot::Service;
+use crate::snapshot::live::{Endpoint, EndpointState};
+
+/// Counts an attempt against its endpoint until it is finished or dropped, so that load and
+/// health are right even when the caller leaves in the middle.
+pub struct EndpointUse {
+    service: Arc<Service>,
+    addr: SocketAddr,
+    state: Arc<EndpointState>,
+    started: Mono,
+    head: Option<Mono>,
+    open: bool,
+}
+
+impl EndpointUse {
+    /// Starts an attempt towards `endpoint`.
+    pub fn start(service: &Arc<Service>, endpoint: &Endpoint, now: Mono) -> Self {
+        endpoint.state.load.start(now);
+        Self {
+            service: Arc::clone(service),
+            addr: endpoint.spec.addr,
+            state: Arc::clone(&endpoint.state),
+            started: now,
+            head: None,
+            open: true,
+        }
+    }
+
+    /// The endpoint's address.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// What we know of the endpoint.
+    pub fn state(&self) -> &Arc<EndpointState> {
+        &self.state
+    }
+
+    /// The response head arrived: that is the latency the balancer learns.
+    pub fn answered(&mut self, now: Mono) {
+        self.head = Some(now);
+    }
+
+    /// The attempt is over and showed `observed`.
+    pub fn finish(mut self, observed: &Observed, now: Mono) {
+        self.open = false;
+        let outcome = self.service.failure_on.classify(observed);
+        if outcome == Outcome::Failure {
+            // However fast: an endpoint that fails at once must not draw the traffic.
+            self.state.load.finish_failed(now);
+        } else {
+            self.state.load.finish(now, self.latency());
+        }
+        let params = &self.service.ejection;
+        if self.state.health.record(params, now, outcome).is_some() {
+            self.eject(now);
+        }
+    }
+
+    /// Time to the response head; a refused connection must not look fast.
+    fn latency(&self) -> Option<Duration> {
+        self.head.map(|head| head.saturating_since(self.started))
+    }
+
+    fn eject(&self, now: Mono) {
+        let service = &self.service.state;
+        let set = service.endpoints();
+        let until = service
+            .gate
+            .try_eject(&self.service.ejection, now, &self.state.health, || {
+                let serving = || {
+                    set.endpoints
+                        .iter()
+                        .filter(|endpoint| endpoint.takes_requests())
+                };
+                let ejected = serving().filter(|endpoint| endpoint.state.health.is_ejected(now));
+                (ejected.count(), serving().count())
+            });
+        if let Some(until) = until {
+            let seconds = until.saturating_since(now).as_secs_f64();
+            warn!(service = service.name, endpoint = %self.addr, seconds, "endpoint ejected");
+        }
+    }
+}
+
+impl Drop for EndpointUse {
+    fn drop(&mut self) {
+        if self.open {
+            // Abandoned by the caller: nobody failed.
+            self.state.load.finish(clock::now(), self.latency());
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The upstream side: connections to endpoints, per worker.
+
+pub mod connect;
+pub mod endpoint;
+pub mod pool;

@@ -1,0 +1,510 @@
+//! Connections of one worker, ready to carry a request.
+//!
+//! HTTP/1.1 connections wait in a last-in-first-out idle list per target; HTTP/2 connections are
+//! shared, and another one opens when the peer's stream limit is reached, so nothing queues
+//! inside h2. Connects are single-flight per h2 target: requests that arrive while one is under
+//! way share it. The pool knows nothing of retries, breakers or balancing.
+//!
+//! Stands on the life of a request.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use outrigger_core::time::Mono;
+use tokio::sync::Notify;
+
+use crate::clock;
+use crate::http::body::RequestBody;
+use crate::upstream::connect::{self, ConnectError, Limits, Protocol, Target};
+use crate::wheel::Wheel;
+
+/// The `connection` settings of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Params {
+    /// How long a connect may take.
+    pub connect_timeout: Duration,
+    /// Connections per endpoint over all workers; `None` is unlimited for HTTP/1.1 and 8 for h2.
+    pub max_per_endpoint: Option<usize>,
+    /// An unused connection is closed after this.
+    pub idle_timeout: Duration,
+    /// A connection takes no new request after this.
+    pub max_age: Duration,
+}
+
+/// Connections per endpoint over all workers when `maxPerEndpoint` is not set: PRODUCT's default.
+const DEFAULT_H2_CONNECTIONS: usize = 8;
+
+/// All upstream connections of one worker.
+pub struct Pools {
+    wheel: Wheel,
+    limits: Limits,
+    pools: RefCell<HashMap<Target, Rc<Pool>>>,
+}
+
+impl Pools {
+    /// No connections yet.
+    pub fn new(wheel: Wheel, limits: Limits) -> Self {
+        Self {
+            wheel,
+            limits,
+            pools: RefCell::default(),
+        }
+    }
+
+    /// A connection to `target` that can take a request now. `open` counts the endpoint's
+    /// connections over all workers.
+    ///
+    /// # Errors
+    /// When a new connection was needed and did not come about.
+    ///
+    /// # Cancel safety
+    /// A connect under way is dropped, or goes on for the other requests that wait for it.
+    pub async fn checkout(
+        &self,
+        target: Target,
+        params: &Params,
+        open: &Arc<AtomicUsize>,
+    ) -> Result<Lease, ConnectError> {
+        let pool = self.pool(target, open);
+        match target.protocol {
+            Protocol::Http1 => pool.checkout_http1(self, params).await,
+            Protocol::Http2 => pool.checkout_http2(self, params).await,
+        }
+    }
+
+    fn pool(&self, target: Target, open: &Arc<AtomicUsize>) -> Rc<Pool> {
+        if let Some(pool) = self.pools.borrow().get(&target) {
+            return Rc::clone(pool);
+        }
+        let pool = Rc::new(Pool::new(target, Arc::clone(open)));
+        self.pools.borrow_mut().insert(target, Rc::clone(&pool));
+        pool
+    }
+
+    /// Closes what has been idle or has grown too old; run every few seconds.
+    pub fn sweep(&self) {
+        let now = clock::now();
+        self.pools.borrow_mut().retain(|_, pool| {
+            pool.sweep(now);
+            !pool.is_empty() || Rc::strong_count(pool) > 1
+        });
+    }
+
+    /// Closes every idle connection to a target that `keep` refuses: a removed endpoint.
+    pub fn retain(&self, keep: impl Fn(&Target) -> bool) {
+        self.pools.borrow_mut().retain(|target, pool| {
+            let kept = keep(target);
+            if !kept {
+                pool.close_idle();
+            }
+            kept || Rc::strong_count(pool) > 1
+        });
+    }
+
+    /// Connections of this worker: (idle HTTP/1.1, HTTP/2).
+    pub fn count(&self) -> (usize, usize) {
+        self.pools.borrow().values().fold((0, 0), |(h1, h2), pool| {
+            (
+                h1 + pool.idle.borrow().len(),
+                h2 + pool.shared.borrow().len(),
+            )
+        })
+    }
+}
+
+/// The connections of one worker to one target.
+struct Pool {
+    target: Target,
+    idle: RefCell<Vec<Http1>>,
+    shared: RefCell<Vec<Rc<Http2>>>,
+    connecting: Cell<bool>,
+    /// A connect ended, a stream or a connection came free.
+    changed: Notify,
+    open: Arc<AtomicUsize>,
+    /// How many of `open` are this worker's.
+    own: Cell<usize>,
+    params: Cell<Option<Params>>,
+}
+
+impl Pool {
+    fn new(target: Target, open: Arc<AtomicUsize>) -> Self {
+        Self {
+            target,
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            connecting: Cell::new(false),
+            changed: Notify::new(),
+            open,
+            own: Cell::new(0),
+            params: Cell::new(None),
+        }
+    }
+
+    async fn checkout_http1(
+        self: &Rc<Self>,
+        pools: &Pools,
+        params: &Params,
+    ) -> Result<Lease, ConnectError> {
+        self.params.set(Some(*params));
+        loop {
+            if let Some(connection) = self.take_idle() {
+                return Ok(Lease(Kind::Http1 {
+                    pool: Rc::clone(self),
+                    connection,
+                    reused: true,
+                }));
+            }
+            if let Some(slot) = Slot::take(self, params.max_per_endpoint.unwrap_or(usize::MAX)) {
+                let addr = self.target.addr;
+                let stream = connect::tcp(&pools.wheel, addr, params.connect_timeout).await?;
+                let sender = connect::http1(stream, addr, &pools.limits).await?;
+                let connection = Http1 {
+                    sender,
+                    since: clock::now(),
+                    made: clock::now(),
+                    _slot: slot,
+                };
+                return Ok(Lease(Kind::Http1 {
+                    pool: Rc::clone(self),
+                    connection,
+                    reused: false,
+                }));
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    fn take_idle(&self) -> Option<Http1> {
+        let mut idle = self.idle.borrow_mut();
+        while let Some(connection) = idle.pop() {
+            if connection.sender.is_ready() && !connection.sender.is_closed() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    async fn checkout_http2(
+        self: &Rc<Self>,
+        pools: &Pools,
+        params: &Params,
+    ) -> Result<Lease, ConnectError> {
+        self.params.set(Some(*params));
+        loop {
+            if let Some(stream) = self.take_stream(params) {
+                return Ok(Lease(Kind::Http2 {
+                    pool: Rc::clone(self),
+                    stream,
+                }));
+            }
+            if !self.connecting.get() {
+                let max = params.max_per_endpoint.unwrap_or(DEFAULT_H2_CONNECTIONS);
+                if let Some(slot) = Slot::take(self, max) {
+                    self.connect_http2(pools, params, slot).await?;
+                    continue;
+                }
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    fn take_stream(&self, params: &Params) -> Option<Stream> {
+        let mut shared = self.shared.borrow_mut();
+        shared.retain(|connection| !connection.sender.borrow().is_closed());
+        let fresh = |connection: &Rc<Http2>| {
+            params.max_age.is_zero()
+                || clock::now().saturating_since(connection.made) < params.max_age
+        };
+        let connection = shared
+            .iter()
+            .find(|c| c.in_flight.get() < c.max_streams.get() && fresh(c))?;
+        connection.in_flight.set(connection.in_flight.get() + 1);
+        Some(Stream {
+            connection: Rc::clone(connection),
+        })
+    }
+
+    async fn connect_http2(
+        self: &Rc<Self>,
+        pools: &Pools,
+        params: &Params,
+        slot: Slot,
+    ) -> Result<(), ConnectError> {
+        // Cleared by drop too, so that a cancelled connect never blocks those who wait for it.
+        let _flight = Flight::start(self);
+        let addr = self.target.addr;
+        let stream = connect::tcp(&pools.wheel, addr, params.connect_timeout).await?;
+        let (sender, max_streams) = connect::http2(stream, addr, &pools.limits).await?;
+        self.shared.borrow_mut().push(Rc::new(Http2 {
+            sender: RefCell::new(sender),
+            in_flight: Cell::new(0),
+            max_streams,
+            made: clock::now(),
+            since: Cell::new(clock::now()),
+            _slot: slot,
+        }));
+        Ok(())
+    }
+
+    fn sweep(&self, now: Mono) {
+        let Some(params) = self.params.get() else {
+            return;
+        };
+        let old =
+            |made: Mono| !params.max_age.is_zero() && now.saturating_since(made) >= params.max_age;
+        let stale = |since: Mono| {
+            !params.idle_timeout.is_zero() && now.saturating_since(since) >= params.idle_timeout
+        };
+        self.idle
+            .borrow_mut()
+            .retain(|c| !c.sender.is_closed() && !old(c.made) && !stale(c.since));
+        self.shared.borrow_mut().retain(|c| {
+            let unused = c.in_flight.get() == 0;
+            !c.sender.borrow().is_closed() && !(old(c.made) || (unused && stale(c.since.get())))
+        });
+    }
+
+    fn close_idle(&self) {
+        self.idle.borrow_mut().clear();
+        // Requests in flight hold their connection; it closes when the last one ends.
+        self.shared.borrow_mut().clear();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.idle.borrow().is_empty() && self.shared.borrow().is_empty() && !self.connecting.get()
+    }
+}
+
+/// A place under `maxPerEndpoint`; given back when the connection is gone.
+struct Slot {
+    pool: Rc<Pool>,
+}
+
+impl Slot {
+    /// `None` when the endpoint has `max` connections already. A worker without any may always
+    /// open one: no worker starves beside the others.
+    fn take(pool: &Rc<Pool>, max: usize) -> Option<Self> {
+        let open = pool.open.fetch_add(1, Ordering::Relaxed);
+        if open >= max && pool.own.get() > 0 {
+            pool.open.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        pool.own.set(pool.own.get() + 1);
+        Some(Self {
+            pool: Rc::clone(pool),
+        })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.pool.open.fetch_sub(1, Ordering::Relaxed);
+        self.pool.own.set(self.pool.own.get() - 1);
+        self.pool.changed.notify_waiters();
+    }
+}
+
+struct Flight<'a> {
+    pool: &'a Pool,
+}
+
+impl<'a> Flight<'a> {
+    fn start(pool: &'a Pool) -> Self {
+        pool.connecting.set(true);
+        Self { pool }
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.pool.connecting.set(false);
+        self.pool.changed.notify_waiters();
+    }
+}
+
+struct Http1 {
+    sender: http1::SendRequest<RequestBody>,
+    made: Mono,
+    since: Mono,
+    _slot: Slot,
+}
+
+struct Http2 {
+    sender: RefCell<http2::SendRequest<RequestBody>>,
+    in_flight: Cell<usize>,
+    max_streams: Rc<Cell<usize>>,
+    made: Mono,
+    since: Cell<Mono>,
+    _slot: Slot,
+}
+
+struct Stream {
+    connection: Rc<Http2>,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.connection
+            .in_flight
+            .set(self.connection.in_flight.get() - 1);
+        self.connection.since.set(clock::now());
+    }
+}
+
+/// One exchange's hold on a connection. Dropping it without [`Lease::release`] closes an
+/// HTTP/1.1 connection and frees an h2 stream.
+pub struct Lease(Kind);
+
+enum Kind {
+    Http1 {
+        pool: Rc<Pool>,
+        connection: Http1,
+        reused: bool,
+    },
+    Http2 {
+        pool: Rc<Pool>,
+        stream: Stream,
+    },
+}
+
+/// Why a request got no response head.
+pub enum SendError {
+    /// The request was handed back: not a byte of it reached the peer.
+    Unsent(Box<Request<RequestBody>>, hyper::Error),
+    /// The peer refused the stream before processing it (REFUSED_STREAM, or a GOAWAY with a
+    /// lower last stream id).
+    Refused(hyper::Error),
+    /// It may have reached the peer.
+    Failed(hyper::Error),
+}
+
+impl Lease {
+    /// Whether the connection carried a request before: a failure without an answer may then be
+    /// the keep-alive race.
+    pub fn reused(&self) -> bool {
+        matches!(&self.0, Kind::Http1 { reused: true, .. })
+    }
+
+    /// Sends the request and waits for the response head.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future resets the h2 stream, or closes the HTTP/1.1 connection once the
+    /// lease is dropped too.
+    pub fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
+        let sent = match &mut self.0 {
+            Kind::Http1 { connection, .. } => {
+                Either::Http1(connection.sender.try_send_request(request))
+            }
+            Kind::Http2 { stream, .. } => Either::Http2(
+                stream
+                    .connection
+                    .sender
+                    .borrow_mut()
+                    .try_send_request(request),
+            ),
+        };
+        async move {
+            let answered = match sent {
+                Either::Http1(sending) => sending.await,
+                Either::Http2(sending) => sending.await,
+            };
+            answered.map_err(|mut error| match error.take_message() {
+                Some(request) => SendError::Unsent(Box::new(request), error.into_error()),
+                None => {
+                    let error = error.into_error();
+                    if refused(&error) {
+                        SendError::Refused(error)
+                    } else {
+                        SendError::Failed(error)
+                    }
+                }
+            })
+        }
+    }
+
+    /// The exchange ended well: an HTTP/1.1 connection goes back to the idle list as soon as it
+    /// can take the next request.
+    pub fn release(self) {
+        match self.0 {
+            Kind::Http2 { pool, stream } => {
+                drop(stream);
+                pool.changed.notify_waiters();
+            }
+            Kind::Http1 {
+                pool,
+                mut connection,
+                ..
+            } => {
+                if connection.sender.is_closed() {
+                    return;
+                }
+                connection.since = clock::now();
+                if connection.sender.is_ready() {
+                    pool.put(connection);
+                    return;
+                }
+                // The request body is still being written, or the connection's task has not
+                // seen the end yet.
+                tokio::task::spawn_local(async move {
+                    if connection.sender.ready().await.is_ok() {
+                        pool.put(connection);
+                    }
+                });
+            }
+        }
+    }
+
+    /// The exchange broke off: an HTTP/1.1 connection cannot be used again.
+    pub fn discard(self) {
+        if let Kind::Http2 { pool, stream } = self.0 {
+            drop(stream);
+            pool.changed.notify_waiters();
+        }
+    }
+}
+
+enum Either<A, B> {
+    Http1(A),
+    Http2(B),
+}
+
+impl Pool {
+    fn put(&self, connection: Http1) {
+        let expired = self.params.get().is_some_and(|params| {
+            !params.max_age.is_zero()
+                && clock::now().saturating_since(connection.made) >= params.max_age
+        });
+        if !expired {
+            self.idle.borrow_mut().push(connection);
+            self.changed.notify_one();
+        }
+    }
+}
+
+fn refused(error: &hyper::Error) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = source {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+            let refused = h2.is_reset() && h2.reason() == Some(h2::Reason::REFUSED_STREAM);
+            let above_last_id =
+                h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR);
+            return refused || above_last_id;
+        }
+        source = cause.source();
+    }
+    false
+}

@@ -1,0 +1,145 @@
+//! One worker thread: everything that is not shared.
+//!
+//! A worker owns its runtime, listeners, upstream connections, timers and randomness; nothing of
+//! it is `Send`. What must mean the same with any number of workers (breakers, budgets, limits,
+//! endpoint state) is in [`Shared`](crate::app::Shared).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use metrics::Counter;
+
+use crate::app::Shared;
+use crate::snapshot::Snapshot;
+use crate::telemetry::access_log;
+use crate::upstream::connect::Limits;
+use crate::upstream::pool::Pools;
+use crate::wheel::Wheel;
+
+/// How often connections are swept and the access log is handed over.
+const HOUSEKEEPING: Duration = Duration::from_millis(500);
+
+/// The state of one worker thread.
+pub struct Worker {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// This worker's timers.
+    pub wheel: Wheel,
+    /// This worker's upstream connections.
+    pub pools: Pools,
+    rng: RefCell<fastrand::Rng>,
+    snapshot: RefCell<arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
+    counters: RefCell<Counters>,
+    log: RefCell<Vec<u8>>,
+    requests: Cell<u64>,
+}
+
+/// Counter handles by packed labels, forgotten when the snapshot changes.
+#[derive(Default)]
+struct Counters {
+    generation: u64,
+    known: HashMap<(u32, u64), Counter>,
+}
+
+impl Worker {
+    /// A worker over `shared`; `seed` makes its randomness differ from the other workers'.
+    pub fn new(shared: Arc<Shared>, seed: u64) -> Rc<Self> {
+        let wheel = Wheel::new();
+        let limits = Limits {
+            max_headers: shared.wire.max_headers,
+            max_header_bytes: shared.wire.max_header_bytes,
+        };
+        let snapshot = arc_swap::Cache::new(shared.store.cell());
+        Rc::new(Self {
+            pools: Pools::new(wheel.clone(), limits),
+            wheel,
+            rng: RefCell::new(fastrand::Rng::with_seed(seed)),
+            snapshot: RefCell::new(snapshot),
+            counters: RefCell::default(),
+            log: RefCell::default(),
+            requests: Cell::new(0),
+            shared,
+        })
+    }
+
+    /// The mesh config in force. A request asks once and keeps what it got.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(self.snapshot.borrow_mut().load())
+    }
+
+    /// This worker's randomness.
+    pub fn rng(&self) -> std::cell::RefMut<'_, fastrand::Rng> {
+        self.rng.borrow_mut()
+    }
+
+    /// The counter for packed labels `(family and route, rest)`, made by `make` when it is new.
+    pub fn counter(
+        &self,
+        generation: u64,
+        labels: (u32, u64),
+        make: impl FnOnce() -> Counter,
+    ) -> Counter {
+        let mut counters = self.counters.borrow_mut();
+        if counters.generation != generation {
+            *counters = Counters {
+                generation,
+                known: HashMap::new(),
+            };
+        }
+        counters.known.entry(labels).or_insert_with(make).clone()
+    }
+
+    /// Counts a request and says whether it is the one in `n` that is sampled.
+    pub fn sampled(&self, n: u64) -> bool {
+        let count = self.requests.get().wrapping_add(1);
+        self.requests.set(count);
+        count.is_multiple_of(n)
+    }
+
+    /// Appends one line to the access log.
+    pub fn log_line(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut buffer = self.log.borrow_mut();
+        write(&mut buffer);
+        if buffer.len() >= access_log::CHUNK {
+            self.shared.access_log.write(std::mem::take(&mut *buffer));
+        }
+    }
+
+    /// Hands over what the access log has gathered.
+    pub fn flush_log(&self) {
+        let buffer = std::mem::take(&mut *self.log.borrow_mut());
+        if !buffer.is_empty() {
+            self.shared.access_log.write(buffer);
+        }
+    }
+
+    /// Sweeps connections and hands over the access log, for ever.
+    pub async fn keep_house(self: Rc<Self>) {
+        let mut ticks = tokio::time::interval(HOUSEKEEPING);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.pools.sweep();
+            self.flush_log();
+        }
+    }
+}
+
+/// Runs hyper's tasks on the worker that owns the connection.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalExecutor;
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
