@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use outrigger_config::bootstrap::{ControlPlaneBootstrap, OneOrMany};
-use outrigger_config::{Loaded, Problem, Severity, load, read_sources};
+use outrigger_config::{Loaded, Problem, Severity, Source, load, read_sources};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
@@ -121,6 +121,8 @@ struct ConfigState {
 pub struct App {
     config_path: PathBuf,
     config: Mutex<ConfigState>,
+    /// The texts that were decided about last.
+    offered: Mutex<Option<Vec<Source>>>,
     registry: Mutex<Registry>,
     resources: watch::Sender<Option<Arc<Resources>>>,
     state: StateDir,
@@ -185,11 +187,17 @@ impl App {
     async fn reload(self: &Arc<Self>) {
         let app = self.clone();
         let work = move || {
-            let loaded = match read_sources(&app.config_path) {
-                Ok(sources) => Ok(load(&sources)),
-                Err(e) => Err(e),
-            };
-            app.offer(loaded);
+            let sources = read_sources(&app.config_path);
+            // The watch may have seen half of a save and this reading all of it; then the next
+            // reading is the same, and has been decided about.
+            let last = lock(&app.offered).take();
+            if let Ok(sources) = &sources {
+                *lock(&app.offered) = Some(sources.clone());
+                if last.as_ref() == Some(sources) {
+                    return;
+                }
+            }
+            app.offer(sources.map(|sources| load(&sources)));
         };
         if let Err(e) = tokio::task::spawn_blocking(work).await {
             error!(error = %e, "config check failed; what was pushed before stays");
@@ -470,6 +478,7 @@ pub async fn start(bootstrap: ControlPlaneBootstrap) -> Result<Running, StartErr
     let app = Arc::new(App {
         config_path,
         config: Mutex::default(),
+        offered: Mutex::default(),
         registry: Mutex::default(),
         resources: watch::Sender::new(None),
         state,

@@ -155,7 +155,13 @@ async fn an_empty_directory_wipes_nothing() {
 
 #[tokio::test]
 async fn registered_instances_are_pushed_and_expire() {
-    let plane = Plane::start().await;
+    let mut plane = Plane::start().await;
+    plane.stop().await;
+    plane.write(
+        "mesh.yaml",
+        &MESH.replace("ttl: 60s, removeAfter: 120s", "ttl: 1s, removeAfter: 2s"),
+    );
+    plane.start_again().await;
     let mut client = Client::subscribe(plane.discovery(), "web-1").await;
     client.sync().await;
     let path = "/v1/services/shop%2Freports/instances";

@@ -55,7 +55,7 @@ async fn an_instance_lives_by_its_calls() {
         (&endpoint["id"], &endpoint["state"]),
         (&json!("r-1"), &json!("Draining"))
     );
-    assert_eq!(endpoint["secondsSinceHeartbeat"], 0);
+    assert!(endpoint["secondsSinceHeartbeat"].is_u64());
     assert_eq!(
         plane.request("POST", INSTANCES, &body.to_string()).await.0,
         200

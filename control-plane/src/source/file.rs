@@ -36,7 +36,7 @@ const MAX_DEPTH: usize = 8;
 /// The most bytes of one file that count; longer ones count by their size and date as well.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
-/// A hash over the names and contents of all files below a path.
+/// A hash over the names and contents of the config's files below a path.
 pub type Fingerprint = [u8; 32];
 
 /// Watches one path.
@@ -119,7 +119,7 @@ impl Watch {
     }
 }
 
-/// Hashes the names and contents of all files below `path`. What cannot be read counts by its
+/// Hashes the names and contents of the config's files below `path`. What cannot be read counts by its
 /// error, so that becoming readable is a change.
 pub fn fingerprint(path: &Path) -> Fingerprint {
     let mut hash = Sha256::new();
@@ -129,7 +129,7 @@ pub fn fingerprint(path: &Path) -> Fingerprint {
         add_file(&mut hash, path);
         // Files that documents name (schemas, descriptor sets) lie beside them.
         for sibling in sorted(path.parent().filter(|p| !p.as_os_str().is_empty())) {
-            if sibling != path && is_named_by_documents(&sibling) {
+            if sibling != path && may_be_named(&sibling) {
                 add_file(&mut hash, &sibling);
             }
         }
@@ -137,10 +137,15 @@ pub fn fingerprint(path: &Path) -> Fingerprint {
     hash.finalize().into()
 }
 
-fn is_named_by_documents(path: &Path) -> bool {
+/// Whether it holds documents; what an editor leaves behind does not.
+fn holds_documents(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "yaml" || e == "yml")
+}
+
+/// Whether documents may name it: a schema or a descriptor set.
+fn may_be_named(path: &Path) -> bool {
     path.extension()
         .is_some_and(|e| e == "json" || e == "pb" || e == "binpb")
-        && path.is_file()
 }
 
 fn sorted(directory: Option<&Path>) -> Vec<PathBuf> {
@@ -166,7 +171,7 @@ fn add_directory(hash: &mut Sha256, directory: &Path, depth: usize) {
         }
         if path.is_dir() {
             add_directory(hash, &path, depth + 1);
-        } else {
+        } else if holds_documents(&path) || may_be_named(&path) {
             add_file(hash, &path);
         }
     }
@@ -270,6 +275,7 @@ mod tests {
         fs::remove_file(mesh.join("b.yaml")).expect("removed");
         change(&mut watch).await;
         fs::write(mesh.join(".b.yaml.swp"), "an editor's").expect("written");
+        fs::write(mesh.join("b.yaml~"), "an editor's").expect("written");
         no_change(&mut watch).await;
     }
 }

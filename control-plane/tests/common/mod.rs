@@ -44,7 +44,7 @@ apiVersion: outrigger.dev/v1alpha1
 kind: MeshService
 metadata: {name: reports, namespace: shop}
 spec:
-  discovery: {heartbeat: {ttl: 1s, removeAfter: 2s}}
+  discovery: {heartbeat: {ttl: 60s, removeAfter: 120s}}
 ";
 
 pub const ROUTE: &str = "\
