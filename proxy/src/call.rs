@@ -28,7 +28,7 @@ use crate::clock;
 use crate::error::ProxyError;
 use crate::http::body::{Replay, RequestBody, ResponseBody, Upload};
 use crate::http::context::Connection;
-use crate::http::observe::Observation;
+use crate::http::observe::{Arrival, Observation};
 use crate::http::respond;
 use crate::listener::Direction;
 use crate::snapshot::{Route, Service, Snapshot};
@@ -108,16 +108,15 @@ impl Call {
         let start = clock::now();
         let snapshot = worker.snapshot();
         let grpc = is_grpc(&parts.headers);
-        let observation = Observation::start(
-            worker,
+        let generation = snapshot.generation;
+        let arrival = Arrival {
+            start,
             direction,
             peer,
-            start,
-            snapshot.generation,
-            &parts.method,
-            &parts.uri,
+            generation,
             grpc,
-        );
+        };
+        let observation = Observation::start(worker, &parts, arrival);
         Self {
             caller_timeout: caller_timeout(&parts.headers, direction, grpc),
             worker: Rc::clone(worker),
@@ -470,7 +469,7 @@ pub enum OutgoingBody {
 
 impl OutgoingBody {
     /// The body for the next attempt. Empty when it is gone: ask [`OutgoingBody::replay`] first.
-    pub fn next(&mut self) -> RequestBody {
+    pub fn take(&mut self) -> RequestBody {
         match self {
             Self::Empty => RequestBody::Empty,
             Self::Stored(bytes) => RequestBody::Full(Some(bytes.clone())),

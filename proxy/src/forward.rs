@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use outrigger_core::breaker::Admit;
 use outrigger_core::error_code::ErrorCode;
@@ -41,6 +41,10 @@ pub async fn serve(
 ) -> Response<ResponseBody> {
     let (parts, body) = request.into_parts();
     let mut call = Call::from_downstream(worker, connection, parts);
+    if call.parts.method == Method::CONNECT {
+        let detail = "CONNECT is not served on this listener";
+        return call.refuse(&ProxyError::downstream(ErrorCode::BadRequest, detail));
+    }
     let answered = match connection.direction {
         Direction::Outbound => outbound(&mut call, body).await,
         Direction::Inbound => inbound(&mut call, body).await,
@@ -126,12 +130,19 @@ pub async fn exchange(
     for number in 1.. {
         let last = number > allowed;
         let may_retry = !last && retry::is_possible(&route.retry, &call.facts(&body), number);
-        let endpoint = call.pick_endpoint(&target, &tried)?;
+        let endpoint = match call.pick_endpoint(&target, &tried) {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                // Nobody was asked: says nothing of the service to its breaker.
+                call.observation.failed(Observed::Unsent);
+                return Err(error);
+            }
+        };
         let addr = endpoint.addr();
         call.endpoint = Some(addr);
         call.observation.attempt();
         let left = deadline.remaining(clock::now());
-        let request = call.request(&target, number, left, last, body.next());
+        let request = call.request(&target, number, left, last, body.take());
         let window = Window {
             deadline: &deadline,
             per_try: route.timeouts.per_try,

@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 use outrigger_core::time::Mono;
 
 use crate::clock;
+use crate::http::context::InFlight;
 use crate::http::observe::{Ending, Observation};
 use crate::upstream::pool::Lease;
 use crate::wheel::Sleep;
@@ -273,7 +274,7 @@ impl ReplayReader {
     fn size_hint(&self) -> SizeHint {
         let state = self.state.borrow();
         if self.next == 0 {
-            state.hint.clone()
+            state.hint
         } else {
             SizeHint::default()
         }
@@ -300,7 +301,10 @@ impl ReplayState {
 }
 
 /// The body of a response as it goes downstream.
-pub struct ResponseBody(Inner);
+pub struct ResponseBody {
+    inner: Inner,
+    in_flight: Option<InFlight>,
+}
 
 enum Inner {
     Full(Option<Bytes>),
@@ -312,16 +316,30 @@ enum Inner {
 }
 
 impl ResponseBody {
+    fn of(inner: Inner) -> Self {
+        Self {
+            inner,
+            in_flight: None,
+        }
+    }
+
+    /// The request counts as in flight on its connection until the body is dropped.
+    #[must_use]
+    pub fn until_sent(mut self, in_flight: InFlight) -> Self {
+        self.in_flight = Some(in_flight);
+        self
+    }
+
     /// A body that is already in memory: everything that Outrigger answers itself.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Self(Inner::Full((!bytes.is_empty()).then_some(bytes)))
+        Self::of(Inner::Full((!bytes.is_empty()).then_some(bytes)))
     }
 
     /// A gRPC body that is already in memory: one framed message and its trailers.
     pub fn grpc(data: Bytes, trailers: HeaderMap) -> Self {
         let data = (!data.is_empty()).then_some(data);
-        Self(Inner::Grpc {
+        Self::of(Inner::Grpc {
             data,
             trailers: Some(trailers),
         })
@@ -329,7 +347,7 @@ impl ResponseBody {
 
     /// The upstream's body, streamed; `lease` and `observation` end with it.
     pub fn upstream(body: UpstreamBody) -> Self {
-        Self(Inner::Upstream(Box::new(body)))
+        Self::of(Inner::Upstream(Box::new(body)))
     }
 
     /// Collects at most `cap` bytes: the data, the trailers and whether the cap cut it short.
@@ -378,7 +396,7 @@ impl Body for ResponseBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.get_mut().0 {
+        match &mut self.get_mut().inner {
             Inner::Full(bytes) => Poll::Ready(bytes.take().map(|data| Ok(Frame::data(data)))),
             Inner::Grpc { data, trailers } => Poll::Ready(
                 data.take()
@@ -391,7 +409,7 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.inner {
             Inner::Full(bytes) => bytes.is_none(),
             Inner::Grpc { data, trailers } => data.is_none() && trailers.is_none(),
             Inner::Upstream(body) => body.peeked.is_none() && body.incoming.is_end_stream(),
@@ -399,7 +417,7 @@ impl Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.inner {
             Inner::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |data| data.len() as u64))
             }

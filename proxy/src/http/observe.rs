@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, request};
 use outrigger_core::breaker::{Ticket, Transition};
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::outcome::{GrpcCode, Observed};
@@ -34,6 +34,21 @@ pub enum Ending {
     Idle,
     /// The downstream went away before the end.
     DownstreamGone,
+}
+
+/// Where and when a request came, beside its head.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    /// When its head was complete.
+    pub start: Mono,
+    /// Which listener took it.
+    pub direction: Direction,
+    /// Who sent it.
+    pub peer: SocketAddr,
+    /// The snapshot it runs under.
+    pub generation: u64,
+    /// Whether it is a gRPC call.
+    pub grpc: bool,
 }
 
 /// The record of one request. After [`Observation::take`] what is left records nothing.
@@ -65,23 +80,21 @@ struct Record {
 
 impl Observation {
     /// Starts watching a request whose head arrived at `start`.
-    pub fn start(
-        worker: &Rc<Worker>,
-        direction: Direction,
-        peer: SocketAddr,
-        start: Mono,
-        generation: u64,
-        method: &Method,
-        uri: &Uri,
-        grpc: bool,
-    ) -> Self {
+    pub fn start(worker: &Rc<Worker>, head: &request::Parts, arrival: Arrival) -> Self {
+        let Arrival {
+            start,
+            direction,
+            peer,
+            generation,
+            grpc,
+        } = arrival;
         Self(Some(Box::new(Record {
             worker: Rc::clone(worker),
             start,
             direction,
             peer,
-            method: method.clone(),
-            uri: uri.clone(),
+            method: head.method.clone(),
+            uri: head.uri.clone(),
             request_id: None,
             generation,
             route: None,

@@ -49,7 +49,9 @@ pub async fn http1(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connect
     });
     let mut builder = http1::Builder::new();
     builder
-        .half_close(true)
+        // A client that closes its sending side is gone, as nginx and Envoy see it: the upstream
+        // is freed at once.
+        .half_close(false)
         .max_headers(wire.max_headers)
         .max_header_size(wire.max_header_bytes)
         .header_read_timeout(None);
@@ -67,10 +69,8 @@ pub async fn http1(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connect
 /// Serves HTTP/2 with prior knowledge until the connection ends or drains.
 pub async fn http2(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connection>) {
     let wire = &worker.shared.wire;
-    let io = TokioIo::new(Watched {
-        stream,
-        connection: Rc::clone(&connection),
-    });
+    // Not watched: between requests h2 peers talk about windows and pings, which begin no head.
+    let io = TokioIo::new(stream);
     let mut builder = http2::Builder::new(LocalExecutor);
     builder
         .timer(TokioTimer::new())
@@ -103,8 +103,7 @@ fn service(
         let in_flight = connection.begin();
         Box::pin(async move {
             let response = forward::serve(&worker, &connection, request).await;
-            drop(in_flight);
-            Ok(response)
+            Ok(response.map(|body| body.until_sent(in_flight)))
         })
     }
 }
@@ -138,12 +137,17 @@ async fn run<C>(
                 return Poll::Ready(Some(ended));
             }
         }
+        // A head that has just begun is due before what the timer was set for.
+        if let Some(due) = connection.deadline(head, IDLE)
+            && due < timer.deadline()
+        {
+            timer.reset(due);
+        }
         while Pin::new(&mut timer).poll(cx).is_ready() {
             let now = clock::now();
             match connection.deadline(head, IDLE) {
                 Some(due) if due <= now => return Poll::Ready(None),
-                // The next head may begin at any time: look again when it could be overdue.
-                due => timer.reset(due.unwrap_or(now + head).min(now + head)),
+                due => timer.reset(due.unwrap_or(now + IDLE)),
             }
         }
         Poll::Pending

@@ -114,11 +114,11 @@ async fn serve(
             _ = ticks.tick() => {}
         }
         for queue in queues(worker, &*backend).await {
-            if !lines.contains_key(&queue) {
-                let line = Line::new(worker, &backend, &queue);
+            lines.entry(queue).or_insert_with_key(|queue| {
+                let line = Line::new(worker, &backend, queue);
                 let task = tokio::task::spawn_local(Rc::clone(&line).run());
-                lines.insert(queue, (line, task));
-            }
+                (line, task)
+            });
         }
         reap(&*backend).await;
         for (line, _) in lines.values() {

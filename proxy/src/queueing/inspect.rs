@@ -52,18 +52,18 @@ pub async fn queues(shared: &Arc<Shared>) -> Value {
         };
         list.push(queue_view(&snapshot, &name, counts.as_ref(), now));
     }
-    json!({"store": store_view(shared.queues.health(), backend.as_deref()), "queues": list})
+    json!({"store": store_view(shared.queues.health().as_ref(), backend.as_deref()), "queues": list})
 }
 
-fn store_view(health: Option<Health>, backend: Option<&dyn QueueBackend>) -> Value {
-    let word = match &health {
+fn store_view(health: Option<&Health>, backend: Option<&dyn QueueBackend>) -> Value {
+    let word = match health {
         None => "none",
         Some(Health::Ready) => "ready",
         Some(Health::Recovering(_)) => "recovering",
         Some(Health::Failed(_)) => "failed",
         Some(Health::Closed) => "closed",
     };
-    let reason = match &health {
+    let reason = match health {
         Some(Health::Recovering(why) | Health::Failed(why)) => Some(why),
         _ => None,
     };
@@ -688,6 +688,7 @@ fn bad(detail: String) -> Refused {
     (StatusCode::BAD_REQUEST, detail)
 }
 
+#[allow(clippy::needless_pass_by_value)] // as map_err hands it over
 fn refused(error: StoreError) -> Refused {
     (StatusCode::SERVICE_UNAVAILABLE, error.to_string())
 }

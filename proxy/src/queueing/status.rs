@@ -313,6 +313,7 @@ impl Status {
     pub fn of(snapshot: &Snapshot, view: &StatusView) -> Self {
         let mut state = view.state;
         let mut reason = view.reason.clone();
+        let mut next_attempt_at = view.next_attempt_at;
         let due = view
             .next_attempt_at
             .is_none_or(|at| at <= clock::unix_now());
@@ -323,6 +324,7 @@ impl Status {
         {
             state = State::Waiting;
             reason = Some(held.reason.to_owned());
+            next_attempt_at = Some(clock::unix_now() + held.retry_in);
         }
         Self {
             id: view.id.to_string(),
@@ -333,7 +335,7 @@ impl Status {
             target: view.target.clone(),
             attempts: view.attempts.iter().map(AttemptView::of).collect(),
             attempts_spent: view.attempts_spent,
-            next_attempt_at: view.next_attempt_at.map(text::rfc3339),
+            next_attempt_at: next_attempt_at.map(text::rfc3339),
             created_at: text::rfc3339(view.created_at),
             expires_at: view.expires_at.map(text::rfc3339),
             finished_at: view.finished_at.map(text::rfc3339),

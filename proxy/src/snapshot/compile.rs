@@ -48,14 +48,14 @@ const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// service's static list.
 pub fn compile(
     shared: &Shared,
-    config: Arc<MeshConfig>,
+    config: &Arc<MeshConfig>,
     version: String,
     generation: u64,
     registry: &Registry,
 ) -> (Snapshot, EndpointSets) {
     let mut compiler = Compiler {
         shared,
-        config: &config,
+        config,
         indices: config
             .services
             .keys()
@@ -67,18 +67,20 @@ pub fn compile(
     let mut hosts = HostTable::default();
     let mut services = Vec::with_capacity(config.services.len());
     let mut endpoints = EndpointSets::new();
-    for (at, (name, spec)) in config.services.iter().enumerate() {
+    for (name, spec) in &config.services {
         let service = Arc::new(compiler.service(name, spec));
         let specs = registry
             .get(&*service.name)
             .cloned()
             .unwrap_or_else(|| static_endpoints(spec));
         endpoints.push((Arc::clone(&service.state), specs));
-        for host in spec.hostnames_or_default(name) {
-            // The host's form and that no other service claims it were checked.
-            let _ = hosts.insert(&host, None, at);
-        }
         services.push(service);
+    }
+    for (host, name) in config.host_index(shared.bootstrap.workload.namespace()) {
+        if let Some(at) = compiler.indices.get(&name) {
+            // The host's form and that no other service claims it were checked.
+            let _ = hosts.insert(&host, None, *at);
+        }
     }
     let app = compiler.app().map(|(app, addr)| {
         endpoints.push((Arc::clone(&app.state), vec![local_endpoint(addr)]));
@@ -101,8 +103,8 @@ pub fn compile(
         services,
         app,
         unknown_allowed: unknown.unwrap_or_default() == UnknownOutbound::Allow,
-        queues: queues(&config),
-        config: Some(Arc::clone(&config)),
+        queues: queues(config),
+        config: Some(Arc::clone(config)),
     };
     (snapshot, endpoints)
 }

@@ -215,7 +215,7 @@ impl balance::Endpoints for Candidates<'_> {
     }
 
     fn local_zone(&self) -> Option<balance::LocalZone<'_>> {
-        self.prefer_zone.then(|| balance::LocalZone {
+        self.prefer_zone.then_some(balance::LocalZone {
             count: self.set.local,
             gate: &self.set.gate,
         })

@@ -94,7 +94,7 @@ impl Applier {
             return Err(loaded.report);
         };
         let version = version(&config);
-        self.publish(config, version, registry);
+        self.publish(config, &version, registry);
         for problem in &loaded.report.problems {
             warn!("{problem}");
         }
@@ -121,19 +121,24 @@ impl Applier {
         }
     }
 
-    fn publish(&mut self, config: MeshConfig, version: String, registry: &Registry) {
+    fn publish(&mut self, config: MeshConfig, version: &str, registry: &Registry) {
         let shared = &self.shared;
         let config = Arc::new(config);
         self.generation += 1;
-        let (snapshot, endpoints) =
-            compile::compile(shared, config, version.clone(), self.generation, registry);
+        let (snapshot, endpoints) = compile::compile(
+            shared,
+            &config,
+            version.to_owned(),
+            self.generation,
+            registry,
+        );
         // Endpoints first: a service must not be found before it has them.
         for (state, specs) in endpoints {
             state.set_endpoints(&specs, shared.zone());
         }
         shared.queues.ensure_open(&snapshot);
         shared.store.swap(snapshot);
-        if let Some(last) = self.last.replace(version.clone()) {
+        if let Some(last) = self.last.replace(version.to_owned()) {
             shared
                 .metrics
                 .gauge("outrigger_config_info", &[("version", &last)])
@@ -141,7 +146,7 @@ impl Applier {
         }
         shared
             .metrics
-            .gauge("outrigger_config_info", &[("version", &version)])
+            .gauge("outrigger_config_info", &[("version", version)])
             .set(1.0);
         info!(version, generation = self.generation, "config applied");
     }

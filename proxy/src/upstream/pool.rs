@@ -268,7 +268,7 @@ impl Pool {
             .retain(|c| !c.sender.is_closed() && !old(c.made) && !stale(c.since));
         self.shared.borrow_mut().retain(|c| {
             let unused = c.in_flight.get() == 0;
-            !c.sender.borrow().is_closed() && !(old(c.made) || (unused && stale(c.since.get())))
+            !(c.sender.borrow().is_closed() || old(c.made) || (unused && stale(c.since.get())))
         });
     }
 
