@@ -6,44 +6,34 @@
 //!
 //! Stands on the life of a message.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER, UPGRADE};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
-use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, UPGRADE};
+use http::{HeaderMap, Method, Response};
+use http_body::Body as _;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers::{self, Prefer, TraceContext};
-use outrigger_core::outcome::GrpcCode;
-use outrigger_core::time::Mono;
 use outrigger_queue::{
     Durability, EnqueueError, EnqueueOutcome, Health, IdemKey, Message, MessageId, QueueBackend,
     QueueLimits, ResultOutcome, State, StoredResult, wait_final,
 };
-use serde::Serialize;
 
 use crate::call::{Call, Payload};
 use crate::clock;
 use crate::error::ProxyError;
 use crate::http::body::ResponseBody;
-use crate::http::respond;
 use crate::queueing::convert::{self, Timing};
-use crate::queueing::unary::{Framing, framing};
+use crate::queueing::reading::{Read, read};
+use crate::queueing::receipt::{grpc_receipt, receipt};
+pub use crate::queueing::skip::{Skipped, note};
+use crate::queueing::status::COME_BACK;
 use crate::queueing::{LOCAL, idempotency_scope, status, store};
 use crate::snapshot::{Async, Route, Secrets, Service, When};
 
 /// The longest `Prefer: wait` that is honoured; beyond it proxies in between give up anyway.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);
-
-/// How long after its one message a gRPC call may take to end its stream.
-const END_OF_STREAM: Duration = Duration::from_secs(1);
-
-/// When a caller should come back to a queue that is full or not open yet.
-const COME_BACK: Duration = Duration::from_secs(1);
 
 /// What is to become of a call, by its head.
 pub enum Plan {
@@ -74,86 +64,6 @@ pub enum Accepted {
         /// The reason, for `outrigger-async`.
         skipped: Skipped,
     },
-}
-
-/// Why a call does not become a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Skipped {
-    /// GET, HEAD, OPTIONS and TRACE ask for an answer.
-    Method,
-    /// A protocol switch or tunnel.
-    Upgrade,
-    /// A gRPC stream, or one that does not end in time.
-    Stream,
-    /// The route does not say what a gRPC caller is answered (`grpcAck`).
-    GrpcAck,
-    /// Over `async.maxBody`.
-    BodyTooLarge,
-    /// Credentials, and `async.secrets: Reject`.
-    Credentials,
-}
-
-impl Skipped {
-    /// The value of `reason`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Method => "method",
-            Self::Upgrade => "upgrade",
-            Self::Stream => "stream",
-            Self::GrpcAck => "grpc_ack",
-            Self::BodyTooLarge => "body_too_large",
-            Self::Credentials => "credentials",
-        }
-    }
-
-    /// The refusal on an `Always` route.
-    fn refusal(self, policy: &Async) -> ProxyError {
-        let max = policy.max_body;
-        let (code, detail) = match self {
-            Self::Method => (
-                ErrorCode::NotQueueable,
-                "this route queues every call, and this method asks for an answer".to_owned(),
-            ),
-            Self::Upgrade => (
-                ErrorCode::NotQueueable,
-                "a protocol upgrade cannot be queued".to_owned(),
-            ),
-            Self::Stream => (
-                ErrorCode::NotQueueable,
-                "only a gRPC call of exactly one request message can be queued".to_owned(),
-            ),
-            Self::GrpcAck => (
-                ErrorCode::NotQueueable,
-                "the route has no async.grpcAck".to_owned(),
-            ),
-            Self::BodyTooLarge => (
-                ErrorCode::RequestTooLarge,
-                format!("the body is over async.maxBody, {max} bytes"),
-            ),
-            Self::Credentials => (
-                ErrorCode::SecretAtRest,
-                "the request carries credentials, and async.secrets is Reject".to_owned(),
-            ),
-        };
-        let error = ProxyError::local(code, detail);
-        if code == ErrorCode::NotQueueable {
-            error.grpc(GrpcCode::Unimplemented)
-        } else {
-            error
-        }
-    }
-}
-
-/// The value of `outrigger-async` on the answer of a call that was not queued.
-pub fn note(skipped: Skipped) -> HeaderValue {
-    HeaderValue::from_static(match skipped {
-        Skipped::Method => "skipped;reason=method",
-        Skipped::Upgrade => "skipped;reason=upgrade",
-        Skipped::Stream => "skipped;reason=stream",
-        Skipped::GrpcAck => "skipped;reason=grpc_ack",
-        Skipped::BodyTooLarge => "skipped;reason=body_too_large",
-        Skipped::Credentials => "skipped;reason=credentials",
-    })
 }
 
 /// Decides by the head whether a call becomes a message.
@@ -336,136 +246,6 @@ fn limits(call: &Call, policy: &Async) -> Result<QueueLimits, ProxyError> {
     })
 }
 
-/// A request body that was read, or as much of it as was needed to see that it is none of ours.
-enum Read {
-    Whole(Bytes, Option<HeaderMap>),
-    Back(Payload, Skipped),
-}
-
-/// Reads up to `maxBody`. The request timeout runs from the last byte, as for a synchronous call.
-async fn read(
-    call: &Call,
-    route: &Route,
-    policy: &Async,
-    payload: Payload,
-) -> Result<Read, ProxyError> {
-    let mut incoming = match payload {
-        Payload::Downstream(incoming) => incoming,
-        Payload::Stored(bytes) => return Ok(Read::Whole(bytes, None)),
-        Payload::Prefixed(..) => return Ok(Read::Back(payload, Skipped::Stream)),
-    };
-    let caller = call.caller_timeout().map(|timeout| call.start + timeout);
-    let mut chunks: Vec<Bytes> = Vec::new();
-    let mut total = 0_u64;
-    let mut trailers = None;
-    let mut must_end: Option<Mono> = None;
-    loop {
-        let stalled = route.timeouts.request.map(|limit| clock::now() + limit);
-        let due = [caller, stalled, must_end].into_iter().flatten().min();
-        let frame = match next_frame(call, &mut incoming, due).await {
-            Next::End => break,
-            Next::Frame(frame) => frame,
-            Next::Broken => {
-                let detail = "the request body broke off";
-                return Err(ProxyError::downstream(ErrorCode::BadRequest, detail));
-            }
-            Next::Late if must_end.is_some() && due == must_end => {
-                return Ok(Read::Back(
-                    Payload::Prefixed(chunks, incoming),
-                    Skipped::Stream,
-                ));
-            }
-            Next::Late if due == caller => {
-                let detail = "the caller's deadline passed while its request arrived";
-                return Err(ProxyError::downstream(ErrorCode::DeadlineExceeded, detail));
-            }
-            Next::Late => {
-                let detail = "the request body stopped arriving";
-                return Err(ProxyError::downstream(ErrorCode::BadRequest, detail));
-            }
-        };
-        match frame.into_data() {
-            Ok(data) => {
-                total += data.len() as u64;
-                chunks.push(data);
-            }
-            Err(frame) => trailers = frame.into_trailers().ok(),
-        }
-        if total > policy.max_body {
-            return Ok(Read::Back(
-                Payload::Prefixed(chunks, incoming),
-                Skipped::BodyTooLarge,
-            ));
-        }
-        if call.grpc {
-            match framing(&start_of(&chunks), total) {
-                Framing::Incomplete => {}
-                Framing::One => {
-                    must_end = must_end.or_else(|| Some(clock::now() + END_OF_STREAM));
-                }
-                Framing::More => {
-                    return Ok(Read::Back(
-                        Payload::Prefixed(chunks, incoming),
-                        Skipped::Stream,
-                    ));
-                }
-            }
-        }
-    }
-    let body = join(chunks, total);
-    if call.grpc && framing(&body, total) != Framing::One {
-        return Ok(Read::Back(Payload::Stored(body), Skipped::Stream));
-    }
-    Ok(Read::Whole(body, trailers))
-}
-
-enum Next {
-    Frame(Frame<Bytes>),
-    End,
-    Broken,
-    Late,
-}
-
-async fn next_frame(call: &Call, incoming: &mut Incoming, due: Option<Mono>) -> Next {
-    let mut timer = due.map(|at| call.worker.wheel.sleep_until(at));
-    std::future::poll_fn(|cx| {
-        match Pin::new(&mut *incoming).poll_frame(cx) {
-            Poll::Ready(None) => return Poll::Ready(Next::End),
-            Poll::Ready(Some(Ok(frame))) => return Poll::Ready(Next::Frame(frame)),
-            Poll::Ready(Some(Err(_))) => return Poll::Ready(Next::Broken),
-            Poll::Pending => {}
-        }
-        match &mut timer {
-            Some(timer) => Pin::new(timer).poll(cx).map(|()| Next::Late),
-            None => Poll::Pending,
-        }
-    })
-    .await
-}
-
-/// The first bytes, enough to see a gRPC message's prefix.
-fn start_of(chunks: &[Bytes]) -> Vec<u8> {
-    chunks
-        .iter()
-        .flat_map(|chunk| chunk.iter().copied())
-        .take(5)
-        .collect()
-}
-
-fn join(mut chunks: Vec<Bytes>, total: u64) -> Bytes {
-    match chunks.len() {
-        0 => Bytes::new(),
-        1 => chunks.swap_remove(0),
-        _ => {
-            let mut whole = BytesMut::with_capacity(usize::try_from(total).unwrap_or_default());
-            chunks
-                .iter()
-                .for_each(|chunk| whole.extend_from_slice(chunk));
-            whole.freeze()
-        }
-    }
-}
-
 /// The request as it will be delivered.
 fn message(
     call: &Call,
@@ -624,49 +404,10 @@ async fn wait_for_answer(
     }
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Receipt<'a> {
-    id: &'a str,
-    status: &'a str,
-    status_url: &'a str,
-}
-
-/// The 202. A repeat with the same key gets the same, whatever became of the message meanwhile.
-fn receipt(id: MessageId, prefer: Prefer) -> Response<ResponseBody> {
-    let text = id.to_string();
-    let url = status::url(id);
-    let receipt = Receipt {
-        id: &text,
-        status: State::Queued.as_str(),
-        status_url: &url,
-    };
-    let mut response = respond::json(StatusCode::ACCEPTED, &receipt);
-    let fields = response.headers_mut();
-    // Both are made of ASCII letters, digits, dots and slashes.
-    fields.insert(
-        LOCATION,
-        HeaderValue::from_str(&url).expect("an id is ASCII"),
-    );
-    fields.insert(headers::MESSAGE_ID, status::id_value(id));
-    fields.insert(RETRY_AFTER, respond::seconds(COME_BACK));
-    if prefer.respond_async {
-        fields.insert(
-            headers::PREFERENCE_APPLIED,
-            HeaderValue::from_static("respond-async"),
-        );
-    }
-    response
-}
-
-fn grpc_receipt(id: MessageId) -> Response<ResponseBody> {
-    let mut metadata = HeaderMap::with_capacity(2);
-    metadata.insert(headers::MESSAGE_ID, status::id_value(id));
-    respond::grpc_accepted(metadata)
-}
-
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+    use outrigger_core::outcome::GrpcCode;
     use outrigger_core::redelivery;
 
     use super::*;
@@ -837,24 +578,6 @@ mod tests {
             outcome(&policy(When::Always), &Method::POST, &pairs, false, 0),
             "bad_request"
         );
-    }
-
-    #[test]
-    fn the_receipt_is_what_the_contract_shows() {
-        let id = MessageId::from_bytes([1; 16]);
-        let prefer = Prefer {
-            respond_async: true,
-            wait: None,
-        };
-        let response = receipt(id, prefer);
-        assert_eq!(response.status(), 202);
-        let fields = response.headers();
-        assert_eq!(fields["location"], format!("/.outrigger/messages/{id}"));
-        assert_eq!(fields["retry-after"], "1");
-        assert_eq!(fields["preference-applied"], "respond-async");
-        assert_eq!(fields["outrigger-message-id"], id.to_string());
-        let unasked = receipt(id, Prefer::default());
-        assert!(!unasked.headers().contains_key("preference-applied"));
     }
 
     #[test]

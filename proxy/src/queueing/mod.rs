@@ -2,16 +2,23 @@
 //!
 //! Traffic, not storage: the store is `outrigger-queue`. Stands on the life of a message.
 //!
-//! In reading order: [`accept`] turns a call into a message (with [`convert`] for what is stored
-//! and [`unary`] for gRPC framing) and answers 202; [`dispatch`] leases messages within what
-//! [`target`] allows and [`delivery`] sends each of them through `forward` again; [`status`] tells
-//! the caller and [`inspect`] the operator. [`store`] owns the store of this sidecar.
+//! In reading order: [`accept`] turns a call into a message and answers 202, or says why it did
+//! not ([`skip`]). [`dispatch`] leases messages within what [`target`] allows, and [`delivery`]
+//! sends each of them through `forward` again. [`status`] tells the caller and [`inspect`] the
+//! operator. [`store`] owns the store of this sidecar; [`convert`], [`unary`] and [`text`] are
+//! the pure parts.
 
 pub mod accept;
 pub mod convert;
 pub mod delivery;
 pub mod dispatch;
 pub mod inspect;
+mod letters;
+mod lookup;
+mod reading;
+mod receipt;
+mod replay;
+pub mod skip;
 pub mod status;
 pub mod store;
 pub mod target;

@@ -34,8 +34,8 @@ const PREFIX: &str = "/.outrigger/";
 /// Where messages are.
 const MESSAGES: &str = "/.outrigger/messages";
 
-/// When to ask again for a result that is not there yet.
-const COME_BACK: Duration = Duration::from_secs(1);
+/// When to ask again for what is not there yet.
+pub(super) const COME_BACK: Duration = Duration::from_secs(1);
 
 /// Whether a path is answered by the sidecar itself.
 pub fn is_ours(path: &str) -> bool {
