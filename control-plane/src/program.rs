@@ -25,8 +25,11 @@ pub struct Options {
     pub check: bool,
 }
 
-/// Runs the program to its end. 0 after SIGTERM or SIGINT, 1 for errors in config or at start,
-/// 2 for unreadable files.
+/// Exit status when a file cannot be read or the process cannot start, as `outrigger-proxy` has it.
+const UNUSABLE: u8 = 2;
+
+/// Runs the program to its end. 0 after SIGTERM or SIGINT, 1 for errors in config, 2 when something
+/// cannot be read, bound or locked.
 pub fn run(options: &Options) -> ExitCode {
     let bootstrap = match read_bootstrap(&options.config) {
         Ok(bootstrap) => bootstrap,
@@ -50,7 +53,7 @@ pub fn run(options: &Options) -> ExitCode {
         Ok(runtime) => runtime.block_on(serve(bootstrap)),
         Err(e) => {
             error!(error = %e, "no runtime");
-            ExitCode::FAILURE
+            ExitCode::from(UNUSABLE)
         }
     }
 }
@@ -64,7 +67,7 @@ async fn serve(bootstrap: ControlPlaneBootstrap) -> ExitCode {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
         (Err(e), _) | (_, Err(e)) => {
             error!(error = %e, "no signal handler");
-            return ExitCode::FAILURE;
+            return ExitCode::from(UNUSABLE);
         }
     };
     let (mut terminate, mut interrupt) = (terminate, interrupt);
@@ -72,7 +75,7 @@ async fn serve(bootstrap: ControlPlaneBootstrap) -> ExitCode {
         Ok(running) => running,
         Err(e) => {
             error!(error = %e, "control plane not started");
-            return ExitCode::FAILURE;
+            return ExitCode::from(UNUSABLE);
         }
     };
     tokio::select! {
@@ -88,7 +91,7 @@ async fn serve(bootstrap: ControlPlaneBootstrap) -> ExitCode {
 fn read_bootstrap(path: &Path) -> Result<ControlPlaneBootstrap, ExitCode> {
     let text = std::fs::read_to_string(path).map_err(|e| {
         eprintln!("{}: {e}", path.display());
-        ExitCode::from(2)
+        ExitCode::from(UNUSABLE)
     })?;
     let (bootstrap, report) = load_control_plane(&Source::new(path.display().to_string(), text));
     eprint!("{}", report.render_text());
@@ -114,7 +117,7 @@ fn check(bootstrap: &ControlPlaneBootstrap) -> ExitCode {
         }
         Err(e) => {
             eprintln!("{e}");
-            ExitCode::from(2)
+            ExitCode::from(UNUSABLE)
         }
     }
 }

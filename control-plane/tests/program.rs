@@ -68,7 +68,7 @@ fn sigterm_ends_it_in_order_and_a_second_one_is_refused() {
     let path = write(dir.path(), MESH);
     let (mut child, _log) = started(&path);
     let (second, text) = output(&["--config", &path]);
-    assert_eq!(second.status.code(), Some(1));
+    assert_eq!(second.status.code(), Some(2));
     assert!(text.contains("in use by another control plane"), "{text}");
     let kill = Command::new("kill")
         .args(["-TERM", &child.id().to_string()])
