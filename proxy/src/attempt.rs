@@ -139,6 +139,8 @@ pub async fn attempt(
     may_retry: bool,
 ) -> Result<Answer, Failure> {
     let addr = endpoint.addr();
+    // A try that finds nobody, or hears nothing, is a try as well.
+    service.metrics.attempts.increment(1);
     let per_try = window.per_try.map(|limit| clock::now() + limit);
     let mut timer = Timer::new(call, window.deadline, per_try);
     let target = Target {
@@ -193,7 +195,6 @@ pub async fn attempt(
         }
     };
     endpoint.answered(clock::now());
-    service.metrics.attempts.increment(1);
 
     let (mut parts, mut body) = response.into_parts();
     let mut peeked = None;
