@@ -1,0 +1,9 @@
+//! The life of a request through one real sidecar, or two.
+
+mod breaker;
+mod drain;
+mod headers;
+mod protocols;
+mod retries;
+mod routing;
+mod timeouts;
