@@ -172,7 +172,9 @@ fn explain(config: &MeshConfig, request: &Request, namespace: &str) -> Result<Va
         Some(rule) => (rule.route_name(), config.rule_policy(rule)),
         None if without_rules => ("the defaults".to_owned(), config.default_rule_policy()),
         None => {
-            return Ok(json!({"service": name.to_string(), "rule": null, "considered": considered}));
+            return Ok(
+                json!({"service": name.to_string(), "rule": null, "considered": considered}),
+            );
         }
     };
     let backends = backends(chosen, name);
@@ -245,18 +247,18 @@ fn attempts(request: &Request, policy: &RulePolicy) -> Value {
 struct Settings(Vec<Value>);
 
 impl Settings {
-    fn add(&mut self, of: &str, name: &str, value: impl ToString, origin: &Origin) {
+    fn add(&mut self, of: &str, name: &str, value: &dyn ToString, origin: &Origin) {
         let value = value.to_string();
         self.0
             .push(json!({"of": of, "name": name, "value": value, "origin": origin.to_string()}));
     }
 
     fn plain<T: ToString>(&mut self, of: &str, name: &str, setting: &Setting<T>) {
-        self.add(of, name, &setting.value.to_string(), &setting.origin);
+        self.add(of, name, &setting.value, &setting.origin);
     }
 
     fn word<T: std::fmt::Debug>(&mut self, of: &str, name: &str, setting: &Setting<T>) {
-        self.add(of, name, format!("{:?}", setting.value), &setting.origin);
+        self.add(of, name, &format!("{:?}", setting.value), &setting.origin);
     }
 
     fn list<T: ToString>(&mut self, of: &str, name: &str, setting: &Setting<Vec<T>>) {
@@ -266,7 +268,7 @@ impl Settings {
         } else {
             words.join(" ")
         };
-        self.add(of, name, words, &setting.origin);
+        self.add(of, name, &words, &setting.origin);
     }
 
     fn option<T: ToString>(&mut self, of: &str, name: &str, setting: &Setting<Option<T>>) {
@@ -274,22 +276,22 @@ impl Settings {
             .value
             .as_ref()
             .map_or("none".to_owned(), T::to_string);
-        self.add(of, name, value, &setting.origin);
+        self.add(of, name, &value, &setting.origin);
     }
 
     fn limit(&mut self, of: &str, name: &str, limit: &Limit) {
         let value = limit
             .value
             .map_or("none".to_owned(), |time| Dur(time).to_string());
-        self.add(of, name, value, &limit.origin);
+        self.add(of, name, &value, &limit.origin);
     }
 
     fn time(&mut self, of: &str, name: &str, setting: &Setting<std::time::Duration>) {
-        self.add(of, name, Dur(setting.value), &setting.origin);
+        self.add(of, name, &Dur(setting.value), &setting.origin);
     }
 
     fn size(&mut self, of: &str, name: &str, setting: &Setting<u64>) {
-        self.add(of, name, ByteSize(setting.value), &setting.origin);
+        self.add(of, name, &ByteSize(setting.value), &setting.origin);
     }
 
     fn rule(&mut self, policy: &RulePolicy) {
@@ -303,7 +305,9 @@ impl Settings {
         self.plain(of, "retry.attempts", &retry.attempts);
         self.list(of, "retry.codes", &retry.codes);
         self.list(of, "retry.grpc", &retry.grpc);
-        self.word(of, "retry.conditions", &retry.conditions);
+        if !retry.conditions.is_empty() {
+            self.word(of, "retry.conditions", &retry.conditions);
+        }
         self.plain(of, "retry.unsafe", &retry.unsafe_);
         self.time(of, "retry.backoff", &retry.backoff);
         self.time(of, "retry.maxBackoff", &retry.max_backoff);

@@ -204,12 +204,16 @@ fn row(name: &'static str, value: String) -> (&'static str, String) {
     (name, value)
 }
 
+/// How long ago a moment in seconds since 1970 was.
 fn applied(at: &Value) -> String {
-    let Some(millis) = at.as_u64() else {
+    let Some(seconds) = at.as_f64() else {
         return cell(at);
     };
-    let ago = clock::wall_millis().saturating_sub(millis);
-    format!("{} ago", clock::short(Duration::from_millis(ago)))
+    let ago = Duration::from_millis(clock::wall_millis()).as_secs_f64() - seconds;
+    format!(
+        "{} ago",
+        clock::short(Duration::from_secs_f64(ago.max(0.0)))
+    )
 }
 
 #[cfg(test)]
