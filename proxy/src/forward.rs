@@ -119,10 +119,11 @@ pub async fn exchange(
     call.prepare_headers();
     let mut body = call.body(payload, route);
     let deadline = Deadline::new(call, route);
+    // One more than none, for a request that a closing connection hands back.
     let allowed = if call.inline_retries {
-        route.retry.attempts
+        route.retry.attempts.max(1)
     } else {
-        0
+        1
     };
     route.state.budget.deposit(&route.budget, call.start);
 
@@ -196,6 +197,13 @@ fn decide(
     retry_after: Option<Duration>,
     left: Option<Duration>,
 ) -> Decision {
+    if *observed == Observed::Unsent && tried == 1 && body.replay() == retry::Replay::Yes {
+        // The keep-alive race: the connection had closed and not a byte left. Sending it at last
+        // is no retry, so it needs neither permission nor budget, on inbound and delivery too.
+        return Decision::Retry {
+            after: Duration::ZERO,
+        };
+    }
     if !call.inline_retries {
         return Decision::Stop(StopReason::NotRetryable);
     }

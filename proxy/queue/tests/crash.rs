@@ -127,7 +127,13 @@ fn run_and_kill(dir: &Path, round: u64, after: Duration) -> Vec<MessageId> {
         .spawn()
         .expect("a child");
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-    while lines.next().expect("the child lives").expect("text") != "ready" {}
+    // The harness begins the line with the name of the test.
+    while !lines
+        .next()
+        .expect("the child lives")
+        .expect("text")
+        .ends_with("ready")
+    {}
     let killer = std::thread::spawn(move || {
         std::thread::sleep(after);
         child.kill().expect("SIGKILL");

@@ -15,7 +15,7 @@ use http::{HeaderName, Method};
 use outrigger_config::effective::{self, RulePolicy, ServicePolicy};
 use outrigger_config::model::{
     AppProtocol, AsyncWhen, BalanceAlgorithm, EndpointState, GrpcAck, Locality, MeshService,
-    PathMatchType, RetryCondition, RouteMatch, UnknownOutbound, ValueMatchType,
+    PathMatchType, QueueSpec, RetryCondition, RouteMatch, UnknownOutbound, ValueMatchType,
 };
 use outrigger_config::units::CodeOrClass;
 use outrigger_config::{MeshConfig, NamespacedName, RuleRef};
@@ -100,10 +100,10 @@ pub fn compile(
             .enumerate()
             .map(|(at, s)| (Arc::clone(&s.name), at))
             .collect(),
+        queues: queues(config, &services),
         services,
         app,
         unknown_allowed: unknown.unwrap_or_default() == UnknownOutbound::Allow,
-        queues: queues(config),
         config: Some(Arc::clone(config)),
     };
     (snapshot, endpoints)
@@ -437,22 +437,33 @@ fn asynchronous(policy: &RulePolicy, service: &NamespacedName) -> Option<Async> 
     })
 }
 
-fn queues(config: &MeshConfig) -> BTreeMap<String, Arc<Queue>> {
-    let queue = |(name, spec): (&NamespacedName, _)| {
-        let effective = effective::queue(spec);
-        let embedded = effective.backend.embedded.as_ref();
-        let queue = Queue {
-            name: name.to_string(),
-            max_depth: effective.max_depth,
-            max_bytes: effective.max_bytes,
-            dead_retain: effective.retain_dead.unwrap_or(NEVER),
-            allow_ephemeral: embedded
-                .and_then(|embedded| embedded.allow_ephemeral)
-                .unwrap_or(false),
-        };
-        (queue.name.clone(), Arc::new(queue))
-    };
-    config.queues.iter().map(queue).collect()
+/// The queues of the config, and those that routes use by their service's name.
+fn queues(config: &MeshConfig, services: &[Arc<Service>]) -> BTreeMap<String, Arc<Queue>> {
+    let named = config
+        .queues
+        .iter()
+        .map(|(name, spec)| (name.to_string(), queue(name, spec)));
+    let mut queues: BTreeMap<String, Arc<Queue>> = named.collect();
+    let routes = services.iter().flat_map(|service| &service.routes);
+    for used in routes.filter_map(|route| route.asynchronous.as_ref()) {
+        let default = || queue(&used.queue, &QueueSpec::default());
+        queues.entry(used.queue.clone()).or_insert_with(default);
+    }
+    queues
+}
+
+fn queue(name: &impl ToString, spec: &QueueSpec) -> Arc<Queue> {
+    let effective = effective::queue(spec);
+    let embedded = effective.backend.embedded.as_ref();
+    Arc::new(Queue {
+        name: name.to_string(),
+        max_depth: effective.max_depth,
+        max_bytes: effective.max_bytes,
+        dead_retain: effective.retain_dead.unwrap_or(NEVER),
+        allow_ephemeral: embedded
+            .and_then(|embedded| embedded.allow_ephemeral)
+            .unwrap_or(false),
+    })
 }
 
 fn codes(listed: &[CodeOrClass]) -> CodeSet {

@@ -650,9 +650,9 @@ impl Engine {
             lease: None,
         };
         if dirty {
-            self.keep(live)
+            self.keep(live);
         } else {
-            self.index.put(live)
+            self.index.put(live);
         }
     }
 }

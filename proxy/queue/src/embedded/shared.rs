@@ -228,8 +228,10 @@ pub(super) enum Op {
     },
 }
 
+type Job = dyn FnOnce(&Database) -> Result<(), Fault> + Send;
+
 /// What the reader is asked.
 pub(super) enum Read {
-    Run(Box<dyn FnOnce(&Database) -> Result<(), Fault> + Send>),
+    Run(Box<Job>),
     Stop,
 }

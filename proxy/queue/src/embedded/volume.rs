@@ -40,10 +40,11 @@ pub(super) fn prepare(dir: &Path, options: &Options) -> Result<File, OpenError> 
 /// Makes new directory entries durable: a file may outlive a crash only together with its name.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()?;
-    match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-        _ => Ok(()),
+    // The directory itself may be ours and new. Its parent may be closed to us, and then it is not.
+    if let Some(parent) = dir.parent().and_then(|parent| File::open(parent).ok()) {
+        parent.sync_all()?;
     }
+    Ok(())
 }
 
 /// Asks the file system how much room is left.

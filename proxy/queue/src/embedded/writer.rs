@@ -64,7 +64,8 @@ impl Writer {
 
     fn open_and_serve(&self) -> Option<Reply<()>> {
         let mut pause = FIRST_PAUSE;
-        let mut last_token = 0;
+        // Anywhere, so that a lease of an earlier store in this process is never current here.
+        let mut last_token = fastrand::u64(..u64::MAX / 2);
         loop {
             let fault = match self.open(last_token) {
                 Ok(mut engine) => {
@@ -246,8 +247,8 @@ impl Writer {
                     let out = engine.enqueue(&mut reads, &message, limits, disk, now)?;
                     must_commit |= out.is_ok();
                     after_commit.push(Box::new(move || {
-                        answer(reply, out);
                         drop(queued);
+                        answer(reply, out);
                     }));
                 }
                 Op::Settle {
