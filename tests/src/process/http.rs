@@ -85,7 +85,7 @@ impl Client {
         let mut read = Vec::new();
         if method != "HEAD" && status != 204 && status != 304 {
             read_body(&mut self.stream, &head, |piece| {
-                read.extend_from_slice(piece)
+                read.extend_from_slice(piece);
             })?;
         }
         Ok(Answer {

@@ -119,11 +119,12 @@ impl Sidecar {
         http::get(self.admin, path).ok()
     }
 
-    /// The sum of all series of a metric whose labels contain each of `labels`.
+    /// The sum of all series of a metric whose labels contain each of `labels`; none when there is
+    /// no such series.
     ///
     /// # Panics
     /// When the metrics cannot be read.
-    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+    pub fn metric(&self, name: &str, labels: &[&str]) -> Option<f64> {
         let text = self
             .admin("/metrics")
             .expect("the admin API answers")
@@ -134,9 +135,8 @@ impl Sidecar {
                 .is_some_and(|rest| rest.starts_with(['{', ' ']));
             named && labels.iter().all(|label| line.contains(label))
         });
-        series
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
+        let values = series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        values.reduce(|sum, value| sum + value)
     }
 
     /// The version of the config in force.
