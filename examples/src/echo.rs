@@ -33,6 +33,9 @@ struct Options {
     /// How to call itself in answers
     #[arg(long, default_value = "echo")]
     name: String,
+    /// Answer everything with this status, whatever the path asks for
+    #[arg(long, value_name = "STATUS")]
+    always: Option<StatusCode>,
 }
 
 fn main() -> io::Result<()> {
@@ -52,10 +55,10 @@ async fn serve(options: Options) -> io::Result<()> {
     );
     loop {
         let (stream, _) = listener.accept().await?;
-        let name = options.name.clone();
+        let (name, always) = (options.name.clone(), options.always);
         let service = service_fn(move |request| {
             let name = name.clone();
-            async move { Ok::<_, Infallible>(answer(&name, request).await) }
+            async move { Ok::<_, Infallible>(answer(&name, always, request).await) }
         });
         tokio::spawn(async move {
             // A client that goes away is no news.
@@ -67,7 +70,11 @@ async fn serve(options: Options) -> io::Result<()> {
     }
 }
 
-async fn answer(name: &str, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(
+    name: &str,
+    always: Option<StatusCode>,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
         return plain(
@@ -91,7 +98,7 @@ async fn answer(name: &str, request: Request<Incoming>) -> Response<Full<Bytes>>
     }
     // A reader of our output that goes away does not end the service.
     let _ = writeln!(std::io::stdout(), "{text}");
-    plain(status, text)
+    plain(always.unwrap_or(status), text)
 }
 
 /// What the path asks for: a status, and a pause before it.

@@ -76,15 +76,23 @@ fn check(paths: &[PathBuf]) -> (Report, bool) {
                 continue;
             }
         };
-        // A directory holds mesh config; only a file that is named can be something else.
+        // A directory is read as a sidecar reads it: all of it is mesh config.
         let named = !path.is_dir();
         for source in sources {
-            match bootstrap_of(&source.text).filter(|_| named) {
-                Some(Bootstrap::Proxy) => add(&mut report, bootstrap::load_proxy(&source).1),
-                Some(Bootstrap::ControlPlane) => {
+            match (bootstrap_of(&source.text), named) {
+                (Some(Bootstrap::Proxy), true) => {
+                    add(&mut report, bootstrap::load_proxy(&source).1);
+                }
+                (Some(Bootstrap::ControlPlane), true) => {
                     add(&mut report, bootstrap::load_control_plane(&source).1);
                 }
-                None => {
+                (found, _) => {
+                    if found.is_some() {
+                        let file = &source.name;
+                        eprintln!(
+                            "outrigger: {file} looks like a bootstrap file; to check it, name it"
+                        );
+                    }
                     mesh.push(source);
                     continue;
                 }

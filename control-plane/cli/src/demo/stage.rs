@@ -188,7 +188,7 @@ spec:
   rules:
   - name: orders
     matches: [{path: {type: PathPrefix, value: /orders}}]
-    timeouts: {request: 5s, perTry: 1s}
+    timeouts: {request: 10s, perTry: 3s}
     retry: {attempts: 2}
 ---
 apiVersion: outrigger.dev/v1alpha1
