@@ -360,6 +360,11 @@ impl Plane {
         replace(&self.dir.path().join("mesh").join(name), text);
     }
 
+    /// Removes a file of the config directory.
+    pub fn remove(&self, name: &str) {
+        std::fs::remove_file(self.dir.path().join("mesh").join(name)).expect("removed");
+    }
+
     /// Starts it, again on the addresses that it had.
     pub async fn start_again(&mut self) {
         let text = json!({
