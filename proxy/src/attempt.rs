@@ -145,7 +145,7 @@ pub async fn attempt(
     let mut timer = Timer::new(call, window.deadline, per_try);
     let target = Target {
         addr,
-        protocol: call.protocol(service),
+        protocol: call.protocol(&endpoint),
     };
 
     let open = Arc::clone(&endpoint.state().connections);

@@ -266,7 +266,7 @@ impl Call {
             &mut self.worker.rng(),
         );
         match picked.and_then(|picked| set.endpoints.get(picked.index)) {
-            Some(endpoint) => Ok(EndpointUse::start(service, endpoint, now)),
+            Some(endpoint) => Ok(EndpointUse::start(service, endpoint, set.protocol, now)),
             None => {
                 let detail = format!("no endpoint of {} takes requests", service.name);
                 let error = ProxyError::local(ErrorCode::NoEndpoints, detail);
@@ -276,11 +276,11 @@ impl Call {
     }
 
     /// The protocol for this call: gRPC needs h2 whatever the port says.
-    pub fn protocol(&self, service: &Service) -> Protocol {
+    pub fn protocol(&self, endpoint: &EndpointUse) -> Protocol {
         if self.grpc {
             Protocol::Http2
         } else {
-            service.protocol
+            endpoint.protocol()
         }
     }
 
@@ -321,7 +321,7 @@ impl Call {
     /// The request of one attempt.
     pub fn request(
         &mut self,
-        service: &Service,
+        endpoint: &EndpointUse,
         attempt: u32,
         remaining: Option<Duration>,
         last: bool,
@@ -340,7 +340,7 @@ impl Call {
         }
         let path = self.parts.uri.path_and_query().cloned();
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let protocol = self.protocol(service);
+        let protocol = self.protocol(endpoint);
         let mut request = Request::new(body);
         *request.method_mut() = self.parts.method.clone();
         *request.version_mut() = match protocol {

@@ -143,7 +143,7 @@ pub async fn exchange(
         call.endpoint = Some(addr);
         call.observation.attempt();
         let left = deadline.remaining(clock::now());
-        let request = call.request(&target, number, left, last, body.take());
+        let request = call.request(&endpoint, number, left, last, body.take());
         let window = Window {
             deadline: &deadline,
             per_try: route.timeouts.per_try,

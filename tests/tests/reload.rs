@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use outrigger_tests::client::{Ask, Client};
-use outrigger_tests::mesh::{Edited, Sidecar, route, service};
+use outrigger_tests::mesh::{Edited, Sidecar, route, service, service_h2};
 use outrigger_tests::upstream::{Gate, Reply, Upstream};
 use outrigger_tests::{until, until_true};
 use tokio::task::JoinHandle;
@@ -92,6 +92,26 @@ async fn an_edit_is_in_force_within_a_second_and_costs_no_request() {
         metrics.sum("outrigger_requests_total", &[("status", "200")]),
         calls as f64
     );
+}
+
+#[tokio::test]
+async fn an_edit_that_moves_a_service_to_another_protocol_costs_no_request() {
+    let old = Upstream::h1(|_| Reply::ok("old")).await;
+    let new = Upstream::h2(|_| Reply::ok("new")).await;
+    let sidecar = Sidecar::start(service("orders", &[old.addr], "")).await;
+    let load = Load::start(&sidecar);
+    for _ in 0..5 {
+        let (before_old, before_new) = (old.hits(), new.hits());
+        let edit = service_h2("orders", &[new.addr], "");
+        assert_eq!(sidecar.edit(&edit).await, Edited::Applied);
+        until_true("the new one is asked", || new.hits() > before_new).await;
+        assert_eq!(
+            sidecar.edit(&service("orders", &[old.addr], "")).await,
+            Edited::Applied
+        );
+        until_true("the old one is asked", || old.hits() > before_old).await;
+    }
+    load.end().await;
 }
 
 #[tokio::test]

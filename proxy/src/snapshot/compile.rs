@@ -39,7 +39,7 @@ use crate::upstream::connect::Protocol;
 use crate::upstream::pool;
 
 /// The endpoint sets that go with a snapshot; put in force just before it.
-pub type EndpointSets = Vec<(Arc<ServiceState>, Vec<EndpointSpec>)>;
+pub type EndpointSets = Vec<(Arc<ServiceState>, Protocol, Vec<EndpointSpec>)>;
 
 /// A limit that is switched off.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -73,7 +73,7 @@ pub fn compile(
             .get(&*service.name)
             .cloned()
             .unwrap_or_else(|| static_endpoints(spec));
-        endpoints.push((Arc::clone(&service.state), specs));
+        endpoints.push((Arc::clone(&service.state), service.protocol, specs));
         services.push(service);
     }
     for (host, name) in config.host_index(shared.bootstrap.workload.namespace()) {
@@ -83,7 +83,11 @@ pub fn compile(
         }
     }
     let app = compiler.app().map(|(app, addr)| {
-        endpoints.push((Arc::clone(&app.state), vec![local_endpoint(addr)]));
+        endpoints.push((
+            Arc::clone(&app.state),
+            app.protocol,
+            vec![local_endpoint(addr)],
+        ));
         Arc::new(app)
     });
     let unknown = config

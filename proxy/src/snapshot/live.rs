@@ -19,6 +19,8 @@ use outrigger_core::budget::RetryBudget;
 use outrigger_core::ejection::{EjectionGate, EndpointHealth};
 use outrigger_core::limit::InFlight;
 
+use crate::upstream::connect::Protocol;
+
 /// All live state of one sidecar.
 #[derive(Default)]
 pub struct Live {
@@ -104,13 +106,13 @@ impl ServiceState {
 
     /// Swaps the endpoint set; endpoints of `zone` come first. Endpoints that stay keep their
     /// health, load and connections.
-    pub fn set_endpoints(&self, specs: &[EndpointSpec], zone: Option<&str>) {
+    pub fn set_endpoints(&self, specs: &[EndpointSpec], protocol: Protocol, zone: Option<&str>) {
         let mut specs = specs.to_vec();
         let is_local = |spec: &EndpointSpec| zone.is_some() && spec.zone.as_deref() == zone;
         specs.sort_by_key(|spec| (!is_local(spec), spec.addr));
         specs.dedup_by_key(|spec| spec.addr);
         let old = self.endpoints.load();
-        if old.specs().eq(specs.iter()) {
+        if old.protocol == protocol && old.specs().eq(specs.iter()) {
             return;
         }
         let local = specs.iter().filter(|spec| is_local(spec)).count();
@@ -131,6 +133,7 @@ impl ServiceState {
         let gate = ZoneGate::new();
         self.endpoints.store(Arc::new(EndpointSet {
             endpoints,
+            protocol,
             local,
             max_weight,
             gate,
@@ -143,6 +146,9 @@ impl ServiceState {
 pub struct EndpointSet {
     /// Those of our own zone first, then by address.
     pub endpoints: Vec<Endpoint>,
+    /// What they speak. Kept with the endpoints and not with the service, so that a request that
+    /// runs under the config before never speaks the old protocol to a new endpoint.
+    pub protocol: Protocol,
     /// How many are of our own zone.
     pub local: usize,
     /// The largest weight.
@@ -243,9 +249,9 @@ mod tests {
     #[test]
     fn endpoints_that_stay_keep_their_state() {
         let service = ServiceState::new("shop/orders");
-        service.set_endpoints(&[spec(1), spec(2)], None);
+        service.set_endpoints(&[spec(1), spec(2)], Protocol::Http1, None);
         let before = Arc::clone(&service.endpoints().endpoints[1].state);
-        service.set_endpoints(&[spec(2), spec(3)], None);
+        service.set_endpoints(&[spec(2), spec(3)], Protocol::Http1, None);
         let after = service.endpoints();
         assert!(Arc::ptr_eq(&before, &after.endpoints[0].state));
         assert_eq!(after.endpoints.len(), 2);

@@ -116,7 +116,9 @@ impl Applier {
     pub fn endpoints(&self, registry: &Registry) {
         for service in &self.shared.store.load().services {
             if let Some(specs) = registry.get(&*service.name) {
-                service.state.set_endpoints(specs, self.shared.zone());
+                service
+                    .state
+                    .set_endpoints(specs, service.protocol, self.shared.zone());
             }
         }
     }
@@ -133,8 +135,8 @@ impl Applier {
             registry,
         );
         // Endpoints first: a service must not be found before it has them.
-        for (state, specs) in endpoints {
-            state.set_endpoints(&specs, shared.zone());
+        for (state, protocol, specs) in endpoints {
+            state.set_endpoints(&specs, protocol, shared.zone());
         }
         shared.queues.ensure_open(&snapshot);
         shared.store.swap(snapshot);

@@ -26,9 +26,10 @@ pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
 pub(crate) const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// The HTTP version spoken to an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Protocol {
     /// HTTP/1.1, one exchange at a time per connection.
+    #[default]
     Http1,
     /// HTTP/2, multiplexed; with prior knowledge in plaintext.
     Http2,

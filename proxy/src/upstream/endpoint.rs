@@ -11,12 +11,14 @@ use tracing::warn;
 use crate::clock;
 use crate::snapshot::Service;
 use crate::snapshot::live::{Endpoint, EndpointState};
+use crate::upstream::connect::Protocol;
 
 /// Counts an attempt against its endpoint until it is finished or dropped, so that load and
 /// health are right even when the caller leaves in the middle.
 pub struct EndpointUse {
     service: Arc<Service>,
     addr: SocketAddr,
+    protocol: Protocol,
     state: Arc<EndpointState>,
     started: Mono,
     head: Option<Mono>,
@@ -24,12 +26,18 @@ pub struct EndpointUse {
 }
 
 impl EndpointUse {
-    /// Starts an attempt towards `endpoint`.
-    pub fn start(service: &Arc<Service>, endpoint: &Endpoint, now: Mono) -> Self {
+    /// Starts an attempt towards `endpoint`, which speaks `protocol`.
+    pub fn start(
+        service: &Arc<Service>,
+        endpoint: &Endpoint,
+        protocol: Protocol,
+        now: Mono,
+    ) -> Self {
         endpoint.state.load.start(now);
         Self {
             service: Arc::clone(service),
             addr: endpoint.spec.addr,
+            protocol,
             state: Arc::clone(&endpoint.state),
             started: now,
             head: None,
@@ -40,6 +48,11 @@ impl EndpointUse {
     /// The endpoint's address.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// What the endpoint speaks.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     /// What we know of the endpoint.
