@@ -154,7 +154,10 @@ async fn a_message_can_be_cancelled_until_it_is_delivered() {
     assert_eq!(status(&sidecar, &delayed).await["status"], "cancelled");
     // Asked twice, the answer is the same.
     let again = sidecar.call(delete(&delayed)).await;
-    assert_eq!((again.status, &again.json()["status"]), (200, &"cancelled".into()));
+    assert_eq!(
+        (again.status, &again.json()["status"]),
+        (200, &"cancelled".into())
+    );
 
     let sent = accepted(&sidecar, post("sent")).await;
     until_true("it is on its way", || upstream.active() == 1).await;
