@@ -132,6 +132,10 @@ async fn show(tour: &mut Tour, options: &Options) -> Result<Shown, String> {
             "{:>2}  {name:30}  {verdict:6}  {took:>6}  {what}\n",
             at + 1
         ));
+        if failed > 0 {
+            // Without one of its processes no later step can hold.
+            tour.children.all_run()?;
+        }
     }
     let took = clock::short(clock::now() - began);
     print(&match failed {

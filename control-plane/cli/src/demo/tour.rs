@@ -47,7 +47,7 @@ pub(super) const STEPS: [&str; 7] = [
 impl Tour {
     /// Plays one step.
     pub(super) async fn step(&mut self, at: usize) -> Outcome {
-        let outcome = match at {
+        match at {
             0 => self.sync_call().await,
             1 => self.retried_call().await,
             2 => self.breaker().await,
@@ -55,11 +55,7 @@ impl Tour {
             4 => self.dead_letter().await,
             5 => self.live_edit().await,
             _ => self.kill_and_restart().await,
-        };
-        outcome.map_err(|problem| match self.children.all_run() {
-            Ok(()) => problem,
-            Err(ended) => format!("{problem}\n{ended}"),
-        })
+        }
     }
 
     /// Waits until every process is ready and knows the config and each other.
