@@ -350,6 +350,10 @@ fn check_version_and_help_say_what_they_should() {
         assert_eq!(status, Some(2), "{name}: {said}");
         assert!(said.contains("missing.yaml"), "{name}: {said}");
     }
+    let version = printed(&output(command("outrigger").arg("--version")));
+    assert!(version.starts_with("outrigger "), "{version}");
+    let help = printed(&output(command("outrigger").arg("--help")));
+    assert!(help.contains("demo") && help.contains("check"), "{help}");
     files.set_mesh(&good.replace("attempts", "atempts"));
     let line = 1 + good
         .lines()

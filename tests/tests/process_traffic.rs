@@ -56,7 +56,8 @@ fn road(dir: &Path, service: &str, protocol: &str, app: SocketAddr) -> Road {
     // matters to the web.
     files.set_mesh(&mesh(service, protocol, app));
     let served = files.start();
-    let web_files = SidecarFiles::write(dir, "web", None, "");
+    // Two workers share one listener, the pools are their own.
+    let web_files = SidecarFiles::write(dir, "web", None, "workers: 2");
     web_files.set_mesh(&mesh(service, protocol, served.inbound));
     Road {
         web: web_files.start(),

@@ -124,15 +124,18 @@ pub fn h2load(addr: SocketAddr, url: &str, options: &[&str]) -> u64 {
         .arg(format!("--connect-to={addr}"))
         .arg(url);
     let report = run(&mut command);
-    let requests = counts(&report, "requests: ");
-    let codes = counts(&report, "status codes: ");
-    let (Some(requests), Some(codes)) = (requests, codes) else {
-        panic!("h2load reported nothing:\n{report}");
-    };
-    let total = requests[0];
-    let good = requests.get(3) == Some(&total) && codes.first() == Some(&total);
-    assert!(good && total > 0, "not every request succeeded:\n{report}");
-    total
+    succeeded(&report)
+        .unwrap_or_else(|| panic!("not every request of {command:?} succeeded:\n{report}"))
+}
+
+/// How many requests h2load reports, when each of them ended with 2xx.
+fn succeeded(report: &str) -> Option<u64> {
+    let requests = counts(report, "requests: ")?;
+    let codes = counts(report, "status codes: ")?;
+    // total, started, done, succeeded, failed, errored, timeout; and 2xx, 3xx, 4xx, 5xx.
+    let total = *requests.first()?;
+    let all = requests.get(3) == Some(&total) && codes.first() == Some(&total);
+    (all && total > 0).then_some(total)
 }
 
 /// Runs h2load again and again until `stop`; gives the number of requests.
@@ -156,4 +159,23 @@ fn counts(report: &str, label: &str) -> Option<Vec<u64>> {
         .split(", ")
         .map(|part| part.split(' ').next()?.parse().ok());
     numbers.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::succeeded;
+
+    #[test]
+    fn one_request_that_did_not_succeed_counts_for_all() {
+        let report = |good: u64, ok: u64| {
+            format!(
+                "requests: 9 total, 9 started, 9 done, {good} succeeded, 0 failed, 0 errored, \
+                 0 timeout\nstatus codes: {ok} 2xx, 0 3xx, 0 4xx, 0 5xx\n"
+            )
+        };
+        assert_eq!(succeeded(&report(9, 9)), Some(9));
+        assert_eq!(succeeded(&report(8, 8)), None);
+        assert_eq!(succeeded(&report(9, 8)), None);
+        assert_eq!(succeeded("finished in 1s\n"), None);
+    }
 }
