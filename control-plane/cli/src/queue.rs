@@ -72,7 +72,7 @@ pub(crate) enum Dlq {
 /// Conditions on dead letters; all that are given must hold.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Filter {
-    /// With this reason, such as attempts_exhausted or http_400
+    /// With this reason, such as permanent_status or max_age
     #[arg(long)]
     reason: Option<String>,
     /// For this target service
