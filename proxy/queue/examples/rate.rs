@@ -1,4 +1,11 @@
-#![allow(clippy::disallowed_methods, missing_docs)]
+//! How many durable enqueues a second the embedded store takes with 1, 64 and 1,024 producers:
+//! measured on this disk, not gated.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a measurement reads the clock and ends at the first error"
+)]
+
 use bytes::Bytes;
 use outrigger_core::time::UnixMillis;
 use outrigger_queue::*;
