@@ -139,11 +139,11 @@ impl Workload {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProxyListen {
-    /// Calls of the local application leave here. Default: not served.
+    /// Calls of the local application leave here. Default: `127.0.0.1:15001`; `[]`: not served.
     pub outbound: Option<OneOrMany<SocketAddr>>,
-    /// Calls to the local application arrive here. Default: not served.
+    /// Calls to the local application arrive here. Default: `0.0.0.0:15006`; `[]`: not served.
     pub inbound: Option<OneOrMany<SocketAddr>>,
-    /// The whole admin API. Default: not served.
+    /// The whole admin API. Default: `127.0.0.1:15020`; `[]`: not served.
     pub admin: Option<OneOrMany<SocketAddr>>,
     /// Health and metrics only. Default: not served.
     pub probes: Option<OneOrMany<SocketAddr>>,
