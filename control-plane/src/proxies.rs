@@ -109,7 +109,11 @@ impl Proxies {
         let namespace = node.metadata_text("namespace").unwrap_or("default");
         let proxy = Proxy {
             id: node.id.clone(),
-            service: format!("{namespace}/{}", node.cluster),
+            // Sidecars say `namespace/name`; anything else means its own namespace.
+            service: match node.cluster.contains('/') {
+                true => node.cluster.clone(),
+                false => format!("{namespace}/{}", node.cluster),
+            },
             zone: node
                 .locality
                 .as_ref()

@@ -111,7 +111,8 @@ pub(super) fn routes(shared: &Shared) -> Value {
 
 pub(super) fn endpoints(shared: &Shared) -> Value {
     let now = clock::now();
-    let services: Vec<Value> = services(&shared.store.load())
+    let snapshot = shared.store.load();
+    let services: Vec<Value> = services(&snapshot)
         .map(|service| {
             let set = service.state.endpoints();
             let endpoints: Vec<Value> = set
@@ -121,6 +122,8 @@ pub(super) fn endpoints(shared: &Shared) -> Value {
                 .collect();
             json!({
                 "service": &*service.name,
+                // The local application, behind this sidecar; not the service others call.
+                "local": snapshot.app.as_ref().is_some_and(|app| Arc::ptr_eq(app, service)),
                 "protocol": match service.protocol {
                     Protocol::Http1 => "http/1.1",
                     Protocol::Http2 => "h2",
