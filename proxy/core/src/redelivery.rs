@@ -10,7 +10,7 @@ use http::StatusCode;
 use crate::backoff;
 use crate::codes::CodeSet;
 use crate::error_code::ErrorCode;
-use crate::grpc::GrpcCode;
+use crate::grpc::{GrpcCode, GrpcSet};
 use crate::time::UnixMillis;
 
 /// `async.delivery` and `async.permanent`.
@@ -27,6 +27,9 @@ pub struct Params {
     /// Statuses that end at once, `except` already taken out; default 4xx but 408, 425, 429.
     /// 3xx always do, 2xx never.
     pub permanent: CodeSet,
+    /// gRPC codes that end at once; default those that say the request is wrong or was not
+    /// wanted. All others but OK are tried again.
+    pub permanent_grpc: GrpcSet,
 }
 
 impl Default for Params {
@@ -37,6 +40,17 @@ impl Default for Params {
             max_backoff: Duration::from_secs(300),
             max_age: Duration::from_secs(72 * 3600),
             permanent: CodeSet::class(4).without(CodeSet::of(&[408, 425, 429])),
+            permanent_grpc: GrpcSet::of(&[
+                GrpcCode::InvalidArgument,
+                GrpcCode::NotFound,
+                GrpcCode::AlreadyExists,
+                GrpcCode::PermissionDenied,
+                GrpcCode::FailedPrecondition,
+                GrpcCode::OutOfRange,
+                GrpcCode::Unimplemented,
+                GrpcCode::DataLoss,
+                GrpcCode::Unauthenticated,
+            ]),
         }
     }
 }
@@ -178,7 +192,7 @@ fn judge(params: &Params, result: &DeliveryResult) -> Verdict {
         } => Verdict::Retry, // the peer is new or going, the target has not spoken
         DeliveryResult::Answered {
             grpc: Some(code), ..
-        } => judge_grpc(*code),
+        } => judge_grpc(params, *code),
         DeliveryResult::Answered {
             status, grpc: None, ..
         } => judge_status(params, *status),
@@ -226,16 +240,11 @@ fn judge_ours(code: ErrorCode, probe: bool) -> Verdict {
     }
 }
 
-fn judge_grpc(code: GrpcCode) -> Verdict {
+fn judge_grpc(params: &Params, code: GrpcCode) -> Verdict {
     match code {
         GrpcCode::Ok => Verdict::Done,
-        GrpcCode::Unavailable
-        | GrpcCode::ResourceExhausted
-        | GrpcCode::Aborted
-        | GrpcCode::DeadlineExceeded
-        | GrpcCode::Internal
-        | GrpcCode::Unknown => Verdict::Retry,
-        _ => Verdict::Dead(Reason::PermanentStatus),
+        code if params.permanent_grpc.contains(code) => Verdict::Dead(Reason::PermanentStatus),
+        _ => Verdict::Retry,
     }
 }
 
@@ -320,7 +329,7 @@ mod tests {
         for code in GrpcCode::ALL {
             let expected = match code.number() {
                 0 => "done",
-                2 | 4 | 8 | 10 | 13 | 14 => "retry",
+                1 | 2 | 4 | 8 | 10 | 13 | 14 => "retry",
                 _ => "permanent_status",
             };
             check(grpc(code), expected);

@@ -425,6 +425,7 @@ fn asynchronous(policy: &RulePolicy, service: &NamespacedName) -> Option<Async> 
             max_backoff: *spec.delivery.max_backoff,
             max_age: spec.delivery.max_age.unwrap_or(NEVER),
             permanent,
+            permanent_grpc: grpc_codes(&spec.permanent_grpc),
         },
         delivery_timeout: spec.delivery.timeout.unwrap_or(NEVER),
         max_in_flight: *spec.delivery.max_in_flight,

@@ -164,3 +164,24 @@ async fn without_an_acknowledgement_to_give_a_grpc_call_is_not_queued() {
     assert_eq!(answer.header("outrigger-async"), "skipped;reason=grpc_ack");
     assert_eq!(upstream.hits(), 1);
 }
+
+#[tokio::test]
+async fn the_rule_says_which_grpc_codes_are_permanent() {
+    let rule =
+        "when: Always, grpcAck: Empty, delivery: {backoff: 5ms}, permanent: {grpc: [INTERNAL]}";
+    let (upstream, sidecar, mut client) = mailer(rule, |seen| match seen.n {
+        1 => Reply::grpc_error(5, "not there yet"),
+        2 => Reply::grpc(&[b"sent"], 0),
+        _ => Reply::grpc_error(13, "broken"),
+    })
+    .await;
+    for (expected, hits) in [("succeeded", 2), ("dead", 3)] {
+        let id = client
+            .call(send(b"x"))
+            .await
+            .header("outrigger-message-id")
+            .to_owned();
+        in_state(&sidecar, &id, expected).await;
+        assert_eq!(upstream.hits(), hits);
+    }
+}
