@@ -237,3 +237,41 @@ async fn a_full_queue_refuses_and_goes_on_delivering() {
     }
     accepted(&sidecar, post("4")).await;
 }
+
+#[tokio::test]
+async fn a_repeat_that_waits_gets_the_stored_answer() {
+    let (upstream, sidecar) =
+        mailer("when: Preferred", |_| Reply::ok("made").with_status(201)).await;
+    let ask = || {
+        post("hello")
+            .header("prefer", "respond-async, wait=10")
+            .header("idempotency-key", "\"k\"")
+    };
+    let first = sidecar.call(ask()).await;
+    let second = sidecar.call(ask()).await;
+    assert_eq!(
+        (first.status, second.status, second.text().as_str()),
+        (201, 201, "made")
+    );
+    let id = first.header("outrigger-message-id");
+    assert_eq!(second.header("outrigger-message-id"), id);
+    assert_eq!(upstream.hits(), 1);
+}
+
+#[tokio::test]
+async fn the_same_key_on_another_route_is_another_message() {
+    let upstream = outrigger_tests::upstream::Upstream::h1(|_| Reply::ok("")).await;
+    let rules = [
+        "{name: one, matches: [{path: {type: Exact, value: /one}}], async: {when: Always, queue: mail}}",
+        "{name: two, async: {when: Always, queue: mail}}",
+    ];
+    let yaml = outrigger_tests::mesh::service("mailer", &[upstream.addr], "")
+        + &outrigger_tests::mesh::route("mailer", &rules)
+        + &outrigger_tests::mesh::queue("mail", "");
+    let sidecar = outrigger_tests::mesh::Sidecar::start(yaml).await;
+    store_ready(&sidecar).await;
+    let ask = |path| Ask::post("mailer", path, "x").header("idempotency-key", "\"k\"");
+    let one = accepted(&sidecar, ask("/one")).await;
+    let two = accepted(&sidecar, ask("/two")).await;
+    assert_ne!(one, two);
+}

@@ -379,3 +379,22 @@ async fn many_messages_all_arrive_once() {
     );
     assert_no_drift(&metrics);
 }
+
+#[tokio::test]
+async fn a_breaker_that_deliveries_opened_refuses_calls_and_both_share_its_probe() {
+    let upstream = Upstream::h1(|_| Reply::status(500)).await;
+    let more = "breaker: {consecutiveFailures: 2, openFor: 300ms, maxOpenFor: 300ms}";
+    let rule = "when: Preferred, delivery: {backoff: 5ms, maxBackoff: 5ms, attempts: 100}";
+    let sidecar = Sidecar::start(mesh(&upstream, rule, more)).await;
+    store_ready(&sidecar).await;
+    let id = accepted(&sidecar, asynchronously(post("x"))).await;
+    until("the breaker is open for calls", || async {
+        let answer = sidecar.call(post("sync")).await;
+        (answer.code() == "circuit_open").then_some(())
+    })
+    .await;
+    in_state(&sidecar, &id, "waiting").await;
+    upstream.script(|_| Reply::ok(""));
+    in_state(&sidecar, &id, "succeeded").await;
+    assert_eq!(sidecar.call(post("sync")).await.status, 200);
+}

@@ -201,3 +201,32 @@ async fn smuggled_lengths_never_reach_the_upstream_as_two_requests() {
         assert!(!both, "{seen:?}");
     }
 }
+
+#[tokio::test]
+async fn heads_over_the_limits_are_refused() {
+    let upstream = Upstream::h1(|_| Reply::ok("")).await;
+    let sidecar = Sidecar::start(service("orders", &[upstream.addr], "")).await;
+    let many = (0..150)
+        .map(|n| format!("x-{n}: 1\r\n"))
+        .collect::<String>();
+    let large = format!("x-large: {}\r\n", "y".repeat(70_000));
+    for fields in [many, large] {
+        let mut raw = Raw::connect(sidecar.outbound()).await;
+        raw.send(format!("GET / HTTP/1.1\r\nHost: orders\r\n{fields}\r\n"))
+            .await;
+        let answer = raw.read_until("\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    }
+    assert_eq!(upstream.hits(), 0);
+}
+
+#[tokio::test]
+async fn an_http_1_0_caller_gets_an_answer_it_can_read() {
+    let upstream = Upstream::h1(|_| Reply::chunks(["one", "two"])).await;
+    let sidecar = Sidecar::start(service("orders", &[upstream.addr], "")).await;
+    let mut raw = Raw::connect(sidecar.outbound()).await;
+    raw.send("GET / HTTP/1.0\r\nHost: orders\r\n\r\n").await;
+    let answer = raw.read_to_end().await;
+    assert!(answer.ends_with("\r\n\r\nonetwo"), "{answer}");
+    assert_eq!(upstream.last().version, http::Version::HTTP_11);
+}

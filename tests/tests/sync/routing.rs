@@ -222,3 +222,31 @@ async fn an_absolute_target_names_the_host() {
     );
     assert_eq!(upstreams[1].hits(), 0);
 }
+
+#[tokio::test]
+async fn a_request_is_counted_with_all_its_labels() {
+    let (_upstreams, yaml) = named(["orders"]).await;
+    let sidecar = Sidecar::start(yaml).await;
+    sidecar.get("orders", "/").await;
+    sidecar.call(Ask::new("BREW", "orders", "/")).await;
+    let metrics = sidecar.metrics().await;
+    let labels = [
+        ("direction", "outbound"),
+        ("route", "default/orders/default"),
+        ("service", "default/orders"),
+        ("method", "GET"),
+        ("status", "200"),
+        ("code", ""),
+    ];
+    assert_eq!(metrics.sum("outrigger_requests_total", &labels), 1.0);
+    // What a caller makes up does not become a series.
+    assert_eq!(
+        metrics.sum("outrigger_requests_total", &[("method", "other")]),
+        1.0
+    );
+    let route = [("route", "default/orders/default")];
+    assert_eq!(
+        metrics.sum("outrigger_request_duration_seconds_count", &route),
+        2.0
+    );
+}
