@@ -383,8 +383,7 @@ async fn a_panic_on_either_thread_is_contained() {
         enqueue(&store, 2).await,
         Err(EnqueueError::Unavailable(_))
     ));
-    store.ready().await.unwrap();
-
+    reopened(&store, 1).await;
     let read = store
         .read::<()>(None, |_, _| panic!("a staged panic"))
         .await;
