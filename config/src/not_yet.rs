@@ -18,6 +18,8 @@ const OF_A_RULE: &[&str] = &[
     "async.callback",
     "async.subscribers",
     "async.grpcAck=Operation",
+    "async.idempotency.header",
+    "async.idempotency.onUnknown",
     "onUnavailable",
     "requestHeaders",
     "responseHeaders",
@@ -47,7 +49,12 @@ const OF_A_SERVICE: &[&str] = &[
     "limits.maxRequestBody",
 ];
 
-const OF_THE_MESH: &[&str] = &["trustDomain", "mtls", "authorization"];
+const OF_THE_MESH: &[&str] = &[
+    "trustDomain",
+    "mtls",
+    "authorization",
+    "outbound.unknown=Allow",
+];
 
 const OF_A_QUEUE: &[&str] = &[
     "backend.kafka",

@@ -24,7 +24,7 @@ use crate::queueing;
 use crate::snapshot::Store;
 use crate::snapshot::live::Live;
 use crate::source::{self, ConfigStatus};
-use crate::telemetry::access_log::{AccessLog, When};
+use crate::telemetry::access_log::{self, AccessLog, When};
 use crate::telemetry::metrics::Metrics;
 use crate::worker::Worker;
 
@@ -111,6 +111,15 @@ pub enum StartError {
     StateDirInUse {
         /// The directory.
         dir: PathBuf,
+    },
+    /// The access log's file cannot be opened.
+    #[error("cannot write the access log to {to}: {source}")]
+    AccessLog {
+        /// The file.
+        to: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
     },
     /// No thread or runtime.
     #[error("cannot start a thread: {0}")]
@@ -210,7 +219,7 @@ pub fn start(bootstrap: ProxyBootstrap) -> Result<Running, StartError> {
         probes: probes.iter().map(|bound| bound.addr).collect(),
     };
 
-    let shared = Arc::new(share(bootstrap));
+    let shared = Arc::new(share(bootstrap)?);
     let control = spawn_control(&shared, admin, probes)?;
     let mut sockets: Vec<Vec<(Direction, std::net::TcpListener)>> =
         (0..workers).map(|_| Vec::new()).collect();
@@ -265,29 +274,39 @@ fn lock_state(bootstrap: &ProxyBootstrap) -> Result<File, StartError> {
     }
 }
 
-fn share(bootstrap: ProxyBootstrap) -> Shared {
+fn access_log_settings(bootstrap: &ProxyBootstrap) -> access_log::Settings {
+    let spec = bootstrap.access_log.clone().unwrap_or_default();
+    access_log::Settings {
+        when: match spec.when.unwrap_or_default() {
+            AccessLogWhen::Off => When::Off,
+            AccessLogWhen::Errors => When::Errors,
+            AccessLogWhen::Sampled => When::Sampled,
+            AccessLogWhen::All => When::All,
+        },
+        every: match spec.sample_percent.map_or(1, |percent| percent.0) {
+            0 => 0,
+            percent => 100 / u64::from(percent),
+        },
+        to: spec.to.unwrap_or_else(|| "stdout".to_owned()),
+    }
+}
+
+fn share(bootstrap: ProxyBootstrap) -> Result<Shared, StartError> {
     let metrics = Metrics::new();
-    let when = match bootstrap
-        .access_log
-        .as_ref()
-        .and_then(|log| log.when)
-        .unwrap_or_default()
-    {
-        AccessLogWhen::Off => When::Off,
-        AccessLogWhen::Errors => When::Errors,
-        AccessLogWhen::Sampled => When::Sampled,
-        AccessLogWhen::All => When::All,
-    };
+    let settings = access_log_settings(&bootstrap);
+    let dropped = metrics.counter("outrigger_access_log_dropped_total", &[]);
+    let access_log =
+        AccessLog::start(&settings, dropped).map_err(|source| StartError::AccessLog {
+            to: settings.to,
+            source,
+        })?;
     let wire = bootstrap.wire();
     let name = &bootstrap.workload.name;
-    Shared {
+    Ok(Shared {
         store: Store::default(),
         live: Live::default(),
         drain: Drain::default(),
-        access_log: AccessLog::start(
-            when,
-            metrics.counter("outrigger_access_log_dropped_total", &[]),
-        ),
+        access_log,
         metrics,
         wire: Wire {
             max_headers: wire.max_headers,
@@ -306,7 +325,7 @@ fn share(bootstrap: ProxyBootstrap) -> Shared {
         config: ConfigStatus::default(),
         queues: queueing::store::Queues::new(bootstrap.state_dir().to_owned()),
         bootstrap,
-    }
+    })
 }
 
 fn runtime() -> io::Result<LocalRuntime> {

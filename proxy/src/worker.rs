@@ -94,11 +94,12 @@ impl Worker {
         counters.known.entry(labels).or_insert_with(make).clone()
     }
 
-    /// Counts a request and says whether it is the one in `n` that is sampled.
-    pub fn sampled(&self, n: u64) -> bool {
+    /// Counts a request and says whether it is one that the access log samples.
+    pub fn sampled(&self) -> bool {
         let count = self.requests.get().wrapping_add(1);
         self.requests.set(count);
-        count.is_multiple_of(n)
+        let every = self.shared.access_log.every();
+        every > 0 && count.is_multiple_of(every)
     }
 
     /// Appends one line to the access log.

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::clock;
 use crate::listener::Direction;
 use crate::snapshot::{Route, Service};
-use crate::telemetry::access_log::{SAMPLE, When};
+use crate::telemetry::access_log::When;
 use crate::upstream::endpoint::EndpointUse;
 use crate::worker::Worker;
 
@@ -326,7 +326,7 @@ impl Record {
         let wanted = match self.worker.shared.access_log.when() {
             When::Off => false,
             When::Errors => bad,
-            When::Sampled => bad || self.worker.sampled(SAMPLE),
+            When::Sampled => bad || self.worker.sampled(),
             When::All => true,
         };
         if wanted {
