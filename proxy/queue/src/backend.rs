@@ -548,6 +548,9 @@ pub enum Settle {
         /// The beginning of the last answer's body; cut to
         /// [`crate::message::MAX_EXCERPT_BYTES`].
         excerpt: Bytes,
+        /// How long the dead letter is kept from now, in milliseconds: what its queue says at this
+        /// moment. None for [`Retention::dead_ms`].
+        retain_ms: Option<u64>,
     },
     /// Its time had passed before it was tried.
     Expired,
@@ -717,7 +720,8 @@ impl Counts {
 pub struct Retention {
     /// The status of a finished message, in milliseconds. Default 24 h.
     pub tombstone_ms: u64,
-    /// A dead letter, in milliseconds. Default 14 d.
+    /// A dead letter whose [`Settle::Dead`] does not say, in milliseconds; also one that the store
+    /// buries itself, because it is corrupt. Default 14 d.
     pub dead_ms: u64,
     /// Dead letters per queue; the oldest go first. Default 10 000.
     pub max_dead: u64,

@@ -60,6 +60,7 @@ cases!(
     purge_forgets_the_request,
     limits_refuse,
     reap_forgets_what_is_past_its_time,
+    a_dead_letter_is_kept_as_long_as_its_death_says,
     wait_due_wakes,
     wait_final_sees_the_end,
     lists_come_in_pages,
@@ -194,6 +195,7 @@ fn dead(reason: &str) -> Settle {
         reason: reason.to_owned(),
         attempt: Some(attempt(503)),
         excerpt: Bytes::from_static(b"oh no"),
+        retain_ms: None,
     }
 }
 
@@ -654,6 +656,7 @@ async fn dead_letters_keep_everything(backend: Backend) {
         reason: "exhausted".to_owned(),
         attempt: Some(attempt(500)),
         excerpt: long,
+        retain_ms: None,
     };
     settle(&backend, &leased, dead, 11).await;
     let letter = look
@@ -817,6 +820,33 @@ async fn reap_forgets_what_is_past_its_time(backend: Backend) {
     assert_eq!(counts(&backend, 14 * DAY).await.purged_total, 1);
     reap(15 * DAY).await;
     assert_eq!(state(&backend, 2).await, None);
+}
+
+/// Needs the default [`crate::Retention`].
+async fn a_dead_letter_is_kept_as_long_as_its_death_says(backend: Backend) {
+    const DAY: u64 = 86_400_000;
+    let retained = |retain_ms| Settle::Dead {
+        reason: "no".to_owned(),
+        attempt: None,
+        excerpt: Bytes::new(),
+        retain_ms,
+    };
+    for n in 1..=3 {
+        enqueue(&backend, message(n, 0)).await;
+    }
+    let leased = lease(&backend, 3, 0).await;
+    settle(&backend, &leased[0], retained(Some(2000)), 0).await;
+    settle(&backend, &leased[1], retained(None), 0).await;
+    settle(&backend, &leased[2], retained(Some(30 * DAY)), 0).await;
+    let held = async |ms| {
+        while backend.reap(at(ms)).await.expect("reap") > 0 {}
+        counts(&backend, ms).await.dead
+    };
+    assert_eq!(held(1999).await, 3);
+    assert_eq!(held(2000).await, 2, "shorter than the default");
+    assert_eq!(held(14 * DAY).await, 1, "the default");
+    assert_eq!(held(30 * DAY - 1).await, 1, "longer than the default");
+    assert_eq!(held(30 * DAY).await, 0);
 }
 
 async fn wait_due_wakes(backend: Backend) {

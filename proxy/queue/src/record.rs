@@ -165,6 +165,7 @@ impl Record {
                 reason,
                 attempt,
                 excerpt,
+                retain_ms,
             } => {
                 if let Some(attempt) = attempt {
                     self.spend(attempt);
@@ -172,7 +173,11 @@ impl Record {
                 // A slice would keep the whole response alive.
                 let kept = excerpt.len().min(MAX_EXCERPT_BYTES);
                 self.excerpt = Bytes::copy_from_slice(&excerpt[..kept]);
-                self.end(State::Dead, Some(reason), now, retention);
+                let retention = Retention {
+                    dead_ms: retain_ms.unwrap_or(retention.dead_ms),
+                    ..*retention
+                };
+                self.end(State::Dead, Some(reason), now, &retention);
                 return None;
             }
             Settle::Expired => {

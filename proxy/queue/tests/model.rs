@@ -415,11 +415,14 @@ fn settle(how: u8, at: UnixMillis, now: UnixMillis) -> Settle {
             reason: "no".to_owned(),
             attempt: Some(attempt),
             excerpt,
+            retain_ms: None,
         },
         5 => Settle::Dead {
             reason: "max_age".to_owned(),
             attempt: None,
             excerpt,
+            // Other than the default, and by turns longer and shorter.
+            retain_ms: Some(at.0.saturating_sub(now.0) * 12),
         },
         6 if at.0.is_multiple_of(2) => Settle::Expired,
         _ => Settle::Release,

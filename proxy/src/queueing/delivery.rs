@@ -18,7 +18,7 @@ use outrigger_core::outcome::GrpcCode;
 use outrigger_core::redelivery::{self, DeliveryResult, Next, Reason};
 use outrigger_core::time::{Mono, UnixMillis};
 use outrigger_queue::message::MAX_EXCERPT_BYTES;
-use outrigger_queue::{AttemptRecord, Lease, Settle, StoredResult};
+use outrigger_queue::{AttemptRecord, Lease, Message, Settle, StoredResult};
 
 use crate::call::{Call, Payload};
 use crate::clock;
@@ -63,7 +63,7 @@ pub async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> Delivered {
         };
     }
     let Some(head) = convert::delivery_head(lease, &mut worker.rng()) else {
-        return dead_unsent(Reason::Refused);
+        return dead_unsent(Reason::Refused, dead_retain_ms(worker, message));
     };
     let mut call = Call::from_message(worker, head, TIMEOUT);
     let found = find(&mut call, &message.target);
@@ -74,7 +74,7 @@ pub async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> Delivered {
     let params = policy.map(|policy| policy.redelivery).unwrap_or_default();
     if now >= redelivery::dies_at(&params, message.enqueued_at) {
         call.observation.discard();
-        return dead_unsent(Reason::MaxAge);
+        return dead_unsent(Reason::MaxAge, dead_retain_ms(worker, message));
     }
     let attempt = Attempt {
         at: now,
@@ -126,17 +126,26 @@ pub async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> Delivered {
             // Dead of age while it waited: no endpoint was tried.
             attempt: call.endpoint.is_some().then_some(record),
             excerpt: judged.excerpt,
+            retain_ms: dead_retain_ms(worker, message),
         },
     };
     Delivered { settle, effect }
 }
 
-fn dead_unsent(reason: Reason) -> Delivered {
+/// How long the message's queue keeps a dead letter now; none for a queue that is gone.
+fn dead_retain_ms(worker: &Worker, message: &Message) -> Option<u64> {
+    let snapshot = worker.snapshot();
+    let queue = snapshot.queues.get(&message.queue)?;
+    Some(u64::try_from(queue.dead_retain.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn dead_unsent(reason: Reason, retain_ms: Option<u64>) -> Delivered {
     let reason = reason.as_str().to_owned();
     let settle = Settle::Dead {
         reason,
         attempt: None,
         excerpt: Bytes::new(),
+        retain_ms,
     };
     Delivered {
         settle,

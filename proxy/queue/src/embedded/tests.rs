@@ -81,6 +81,7 @@ async fn reopening_finds_everything_and_counts_the_interrupted_attempt() {
         reason: "no".to_owned(),
         attempt: None,
         excerpt: Bytes::from_static(b"x"),
+        retain_ms: None,
     };
     store.settle(leased[1].id, dead, at(1)).await.unwrap();
     store.close().await;
