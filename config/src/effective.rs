@@ -659,7 +659,7 @@ fn breaker(layers: &Layers<'_, BreakerSpec>) -> Breaker {
         GrpcCode::DATA_LOSS,
     ];
     Breaker {
-        consecutive_failures: layers.field(|spec| spec.consecutive_failures, 5),
+        consecutive_failures: layers.field(|spec| spec.consecutive_failures, 0),
         failure_percent: rate.field(|spec| spec.percent.map(|percent| percent.0), 50),
         min_requests: rate.field(|spec| spec.min_requests, 20),
         window: rate.duration(|spec| spec.window, secs(10)),

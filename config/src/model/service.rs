@@ -378,7 +378,8 @@ pub struct LimitsSpec {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BreakerSpec {
-    /// Failures in a row that open it; counts only while there is one endpoint. Default 5, 0 never.
+    /// Failures in a row that open it; counts only while there is one endpoint. Default 0: never,
+    /// only `failureRate` opens it.
     pub consecutive_failures: Option<u32>,
     /// A share of failures that opens it.
     pub failure_rate: Option<FailureRateSpec>,

@@ -157,6 +157,8 @@ pub enum Cause {
 pub struct Ticket {
     generation: u64,
     probe: bool,
+    /// Successes before it was given out.
+    successes: u32,
 }
 
 impl Ticket {
@@ -223,6 +225,8 @@ pub struct Breaker {
     word: AtomicU64,
     open_until: AtomicU64,
     consecutive: AtomicU32,
+    /// Counts round; tells a failure whether a success came since its request began.
+    successes: AtomicU32,
     requests: SlidingCount,
     failures: SlidingCount,
     rare: Mutex<Rare>,
@@ -250,10 +254,7 @@ impl Breaker {
     pub fn admit(&self, params: &Params, now: Mono) -> Admit {
         let (state, generation) = self.now_in();
         match state {
-            State::Closed => Admit::Pass(Ticket {
-                generation,
-                probe: false,
-            }),
+            State::Closed => Admit::Pass(self.ticket(generation)),
             State::Open if !params.is_disabled() && now < self.open_until() => Admit::Refuse {
                 retry_after: self.open_until().saturating_since(now),
             },
@@ -302,7 +303,7 @@ impl Breaker {
                 None
             }
             Outcome::Failure => {
-                let cause = self.count_failure(params, now)?;
+                let cause = self.count_failure(params, now, ticket.successes)?;
                 self.trip(params, now, ticket.generation, cause)
             }
         }
@@ -339,6 +340,15 @@ impl Breaker {
         }
     }
 
+    fn ticket(&self, generation: u64) -> Ticket {
+        let successes = self.successes.load(SeqCst);
+        Ticket {
+            generation,
+            probe: false,
+            successes,
+        }
+    }
+
     fn now_in(&self) -> (State, u64) {
         let word = self.word.load(SeqCst);
         (State::from_bits(word), word >> 2)
@@ -368,17 +378,11 @@ impl Breaker {
         let (state, mut generation) = self.now_in();
         if params.is_disabled() && state != State::Closed {
             generation = self.close(&mut rare, now); // a reload took the breaker away
-            return Admit::Pass(Ticket {
-                generation,
-                probe: false,
-            });
+            return Admit::Pass(self.ticket(generation));
         }
         match state {
             State::Closed => {
-                return Admit::Pass(Ticket {
-                    generation,
-                    probe: false,
-                });
+                return Admit::Pass(self.ticket(generation));
             }
             State::Open if now < self.open_until() => {
                 return Admit::Refuse {
@@ -397,6 +401,7 @@ impl Breaker {
         Admit::Probe(Ticket {
             generation,
             probe: true,
+            successes: 0,
         })
     }
 
@@ -432,6 +437,9 @@ impl Breaker {
     }
 
     fn count_success(&self, params: &Params, now: Mono) {
+        if params.consecutive_failures.is_some() {
+            self.successes.fetch_add(1, SeqCst);
+        }
         if self.consecutive.load(SeqCst) != 0 {
             self.consecutive.store(0, SeqCst);
         }
@@ -441,8 +449,14 @@ impl Breaker {
     }
 
     /// Counts, and says why the breaker should open, if it should.
-    fn count_failure(&self, params: &Params, now: Mono) -> Option<Cause> {
-        let consecutive = self.consecutive.fetch_add(1, SeqCst).saturating_add(1);
+    /// A failure is one of a row only when no success came since its request began: of parallel
+    /// requests the quick failures end first and would look like a row that is none.
+    fn count_failure(&self, params: &Params, now: Mono, successes: u32) -> Option<Cause> {
+        let in_a_row = self.successes.load(SeqCst) == successes;
+        let consecutive = match in_a_row {
+            true => self.consecutive.fetch_add(1, SeqCst).saturating_add(1),
+            false => 0,
+        };
         if let Some(rate) = &params.failure_rate {
             let tick = tick(now, rate.window);
             self.requests.add(tick);

@@ -74,6 +74,21 @@ impl Bench {
 }
 
 #[test]
+fn quick_failures_among_parallel_requests_are_no_row() {
+    let mut bench = Bench::new(five_in_a_row());
+    let tickets: Vec<Ticket> = (0..12).map(|_| bench.pass(0)).collect();
+    let mut tickets = tickets.into_iter();
+    bench.record(1, tickets.next().unwrap(), Outcome::Success);
+    for ticket in tickets {
+        assert_eq!(bench.record(2, ticket, Outcome::Failure), None);
+    }
+    for _ in 0..4 {
+        assert_eq!(bench.request(3, Outcome::Failure), None);
+    }
+    assert!(bench.request(4, Outcome::Failure).is_some());
+}
+
+#[test]
 fn five_failures_in_a_row_open_it_and_a_success_between_does_not() {
     let mut bench = Bench::new(five_in_a_row());
     for outcome in [Outcome::Failure; 4] {
