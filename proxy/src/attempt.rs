@@ -4,6 +4,7 @@
 //! Stands on the life of a request.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -23,7 +24,7 @@ use crate::call::Call;
 use crate::clock;
 use crate::error::chain;
 use crate::forward::Deadline;
-use crate::http::body::RequestBody;
+use crate::http::body::{RequestBody, Upload};
 use crate::snapshot::Service;
 use crate::upstream::connect::Target;
 use crate::upstream::endpoint::EndpointUse;
@@ -65,6 +66,27 @@ pub struct Failure {
     pub detail: String,
     /// The request, when it never left: its body can be sent again.
     pub unsent: Option<Box<Request<RequestBody>>>,
+    /// A pooled connection closed under the request, without a byte of an answer: most likely it
+    /// had closed before.
+    pub stale: bool,
+}
+
+impl Failure {
+    fn new(observed: Observed, detail: String) -> Self {
+        Self {
+            observed,
+            detail,
+            unsent: None,
+            stale: false,
+        }
+    }
+
+    fn unsent(self, request: Box<Request<RequestBody>>) -> Self {
+        Self {
+            unsent: Some(request),
+            ..self
+        }
+    }
 }
 
 impl Failure {
@@ -94,7 +116,7 @@ impl Answer {
 
     /// Throws the answer away for another try. A short body is read to its end, so that the
     /// connection can be used again.
-    pub fn discard(self, up_to: u64) {
+    pub fn discard(self, up_to: u64, upload: &Upload) {
         let Self {
             response,
             lease,
@@ -104,6 +126,10 @@ impl Answer {
         } = self;
         endpoint.finish(&observed, clock::now());
         let mut body = response.into_body();
+        if !upload.ended() {
+            // The rest of the request goes to the next try; here nobody would finish it.
+            return lease.discard();
+        }
         if body.is_end_stream() {
             return lease.release();
         }
@@ -156,21 +182,13 @@ pub async fn attempt(
     let mut lease = match timer.guard(checkout).await {
         Ok(Ok(lease)) => lease,
         Ok(Err(error)) => {
-            let failure = Failure {
-                observed: Observed::ConnectFailed,
-                detail: chain(&error),
-                unsent: Some(Box::new(request)),
-            };
-            return Err(failed(endpoint, failure));
+            let failure = Failure::new(Observed::ConnectFailed, chain(&error));
+            return Err(failed(endpoint, failure.unsent(Box::new(request))));
         }
         Err(observed) => {
             let detail = format!("no connection to {addr} in time");
-            let failure = Failure {
-                observed,
-                detail,
-                unsent: Some(Box::new(request)),
-            };
-            return Err(failed(endpoint, failure));
+            let failure = Failure::new(observed, detail);
+            return Err(failed(endpoint, failure.unsent(Box::new(request))));
         }
     };
 
@@ -178,20 +196,17 @@ pub async fn attempt(
     let response = match timer.guard(sent).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
+            let reused = lease.reused();
             lease.discard();
-            return Err(failed(endpoint, classify(call, addr, error)));
+            return Err(failed(endpoint, classify(call, addr, error, reused)));
         }
         Err(observed) => {
             lease.discard();
-            let detail = format!("no answer from {addr} in time");
-            return Err(failed(
-                endpoint,
-                Failure {
-                    observed,
-                    detail,
-                    unsent: None,
-                },
-            ));
+            let detail = match observed {
+                Observed::CallerGone => "the rest of the request body did not come".to_owned(),
+                _ => format!("no answer from {addr} in time"),
+            };
+            return Err(failed(endpoint, Failure::new(observed, detail)));
         }
     };
     endpoint.answered(clock::now());
@@ -215,12 +230,7 @@ pub async fn attempt(
     if parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
         lease.discard();
         let detail = format!("{addr} switched protocols without being asked");
-        let failure = Failure {
-            observed: Observed::Protocol,
-            detail,
-            unsent: None,
-        };
-        return Err(failed(endpoint, failure));
+        return Err(failed(endpoint, Failure::new(Observed::Protocol, detail)));
     }
     parts.extensions.clear();
     // Without a gRPC status yet, the head says nothing bad: the trailers decide at the end.
@@ -239,7 +249,13 @@ pub async fn attempt(
 }
 
 fn failed(endpoint: EndpointUse, failure: Failure) -> Failure {
-    endpoint.finish(&failure.observed, clock::now());
+    // A connection that had closed says nothing of the endpoint.
+    let seen = if failure.stale {
+        Observed::Unsent
+    } else {
+        failure.observed
+    };
+    endpoint.finish(&seen, clock::now());
     failure
 }
 
@@ -256,21 +272,19 @@ async fn peek(call: &Call, body: &mut Incoming) -> Option<Frame<Bytes>> {
     .await
 }
 
-fn classify(call: &Call, addr: std::net::SocketAddr, error: SendError) -> Failure {
+fn classify(call: &Call, addr: SocketAddr, error: SendError, reused: bool) -> Failure {
     match error {
-        SendError::Unsent(request, error) => Failure {
-            observed: Observed::Unsent,
-            detail: format!(
+        SendError::Unsent(request, error) => {
+            let detail = format!(
                 "{addr} closed before the request was sent: {}",
                 chain(&error)
-            ),
-            unsent: Some(request),
-        },
-        SendError::Refused(error) => Failure {
-            observed: Observed::RefusedStream,
-            detail: format!("{addr} refused the stream: {}", chain(&error)),
-            unsent: None,
-        },
+            );
+            Failure::new(Observed::Unsent, detail).unsent(request)
+        }
+        SendError::Refused(error) => {
+            let detail = format!("{addr} refused the stream: {}", chain(&error));
+            Failure::new(Observed::RefusedStream, detail)
+        }
         SendError::Failed(error) => {
             let observed = if call.upload.failed() {
                 Observed::CallerGone
@@ -280,10 +294,10 @@ fn classify(call: &Call, addr: std::net::SocketAddr, error: SendError) -> Failur
                 Observed::ResetBeforeResponse
             };
             let detail = format!("{addr} broke off before its answer: {}", chain(&error));
+            let stale = reused && observed == Observed::ResetBeforeResponse;
             Failure {
-                observed,
-                detail,
-                unsent: None,
+                stale,
+                ..Failure::new(observed, detail)
             }
         }
     }

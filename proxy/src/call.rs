@@ -6,12 +6,13 @@
 //! Stands on the life of a request and on the life of a message.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, EXPECT, HOST};
+use http::header::{CONTENT_TYPE, COOKIE, EXPECT, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, request};
 use http_body::Body as _;
@@ -153,6 +154,16 @@ impl Call {
     /// The time the caller allows, if it said so.
     pub fn caller_timeout(&self) -> Option<Duration> {
         self.caller_timeout
+    }
+
+    /// The service that the request's host names, and the rule that takes the request.
+    ///
+    /// # Errors
+    /// Those of [`Call::find_service`] and [`Call::find_route`].
+    pub fn find(&mut self) -> Result<(Arc<Service>, Arc<Route>), ProxyError> {
+        let service = self.find_service()?;
+        let route = self.find_route(&service)?;
+        Ok((service, route))
     }
 
     /// The service that the request's host names.
@@ -351,6 +362,7 @@ impl Call {
         uri.path_and_query = Some(path);
         match (protocol, &self.authority) {
             (Protocol::Http1, Some(authority)) => {
+                join_cookies(&mut fields);
                 if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
                     fields.insert(HOST, host);
                 }
@@ -455,6 +467,38 @@ impl Call {
     }
 }
 
+impl Payload {
+    /// We answer without the body: what is on its way is read for a moment and thrown away, so
+    /// that the answer reaches the peer and its h2 connection is not charged for late frames.
+    pub fn discard(self) {
+        let (Self::Downstream(mut body) | Self::Prefixed(_, mut body)) = self else {
+            return;
+        };
+        if body.is_end_stream() {
+            return;
+        }
+        tokio::task::spawn_local(async move {
+            let reading = async {
+                let mut left = DISCARD_BYTES;
+                while let Some(Ok(frame)) =
+                    std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await
+                {
+                    let length = frame.data_ref().map_or(0, Bytes::len);
+                    let Some(rest) = left.checked_sub(length) else {
+                        return;
+                    };
+                    left = rest;
+                }
+            };
+            let _ = tokio::time::timeout(DISCARD_FOR, reading).await;
+        });
+    }
+}
+
+/// How much of a body is read that we do not want, and for how long.
+const DISCARD_BYTES: usize = 64 * 1024;
+const DISCARD_FOR: Duration = Duration::from_secs(1);
+
 /// A body that may be sent more than once.
 pub enum OutgoingBody {
     /// No body.
@@ -495,6 +539,22 @@ impl OutgoingBody {
             Self::Once(Some(_)) => retry::Replay::Yes,
             Self::Replay(_) | Self::Once(None) => retry::Replay::TooLarge,
         }
+    }
+}
+
+/// h2 may split cookies into several fields; HTTP/1.1 servers read one (RFC 9113 §8.2.3).
+fn join_cookies(fields: &mut HeaderMap) {
+    let mut several = fields.get_all(COOKIE).iter();
+    if several.next().is_none() || several.next().is_none() {
+        return;
+    }
+    let parts: Vec<&[u8]> = fields
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
+        fields.insert(COOKIE, joined);
     }
 }
 

@@ -33,6 +33,10 @@ use crate::worker::Worker;
 /// connection can be used again.
 const DISCARD_BYTES: u64 = 64 * 1024;
 
+/// How often a request that nobody can have worked on is sent again, beside its retries: a
+/// connection that closes gracefully may turn away several in a row.
+const FREE_RESENDS: u32 = 3;
+
 /// Serves one request of a listener. Every path ends in exactly one response.
 pub async fn serve(
     worker: &Rc<Worker>,
@@ -57,9 +61,14 @@ async fn outbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBo
     if queueing::status::is_ours(call.parts.uri.path()) {
         return queueing::status::serve(call).await;
     }
-    let service = call.find_service()?;
-    let route = call.find_route(&service)?;
     let mut payload = Payload::Downstream(body);
+    let (service, route) = match call.find() {
+        Ok(found) => found,
+        Err(refused) => {
+            payload.discard();
+            return Err(refused);
+        }
+    };
     let skipped = match queueing::accept::decide(call, &route, &payload)? {
         queueing::accept::Plan::Synchronous { skipped } => skipped,
         queueing::accept::Plan::Enqueue(plan) => {
@@ -114,23 +123,28 @@ pub async fn exchange(
 ) -> Result<Response<ResponseBody>, ProxyError> {
     call.observation.routed(service, route);
     let target = call.pick_backend(service, route);
-    limit(call, &target)?;
-    admit(call, &target)?;
+    if let Err(refused) = limit(call, &target).and_then(|()| admit(call, &target)) {
+        payload.discard();
+        return Err(refused);
+    }
     call.prepare_headers();
     let mut body = call.body(payload, route);
     let deadline = Deadline::new(call, route);
-    // One more than none, for a request that a closing connection hands back.
-    let allowed = if call.inline_retries {
-        route.retry.attempts.max(1)
-    } else {
-        1
-    };
+    let allowed = FREE_RESENDS
+        + if call.inline_retries {
+            route.retry.attempts
+        } else {
+            0
+        };
+    let mut resent = 0;
     route.state.budget.deposit(&route.budget, call.start);
 
     let mut tried: Vec<std::net::SocketAddr> = Vec::new();
     for number in 1.. {
         let last = number > allowed;
-        let may_retry = !last && retry::is_possible(&route.retry, &call.facts(&body), number);
+        let counted = number - resent;
+        let may_retry =
+            call.inline_retries && retry::is_possible(&route.retry, &call.facts(&body), counted);
         let endpoint = match call.pick_endpoint(&target, &tried) {
             Ok(endpoint) => endpoint,
             Err(error) => {
@@ -161,13 +175,20 @@ pub async fn exchange(
                 (failure.observed, None)
             }
         };
+        let failure = outcome.as_ref().err();
+        if resent < FREE_RESENDS && failure.is_some_and(|failure| untouched(call, &body, failure)) {
+            call.count_retry(&target, "resent");
+            resent += 1;
+            tried.push(addr);
+            continue;
+        }
         let left = deadline.remaining(clock::now());
-        let stop = match decide(call, route, &body, number, &observed, retry_after, left) {
+        let stop = match decide(call, route, &body, counted, &observed, retry_after, left) {
             Decision::Stop(reason) => reason,
             Decision::Retry { after } => {
                 call.count_retry(&target, "retried");
                 if let Ok(answer) = outcome {
-                    answer.discard(DISCARD_BYTES);
+                    answer.discard(DISCARD_BYTES, &call.upload);
                 }
                 tried.push(addr);
                 if !after.is_zero() {
@@ -187,6 +208,21 @@ pub async fn exchange(
     unreachable!("the number of attempts is bounded by the route")
 }
 
+/// Whether nobody can have worked on the request, so that sending it again is no retry: it needs
+/// neither permission nor budget, on inbound and on delivery too. That is a request handed back,
+/// a stream refused or above GOAWAY's last id, and the keep-alive race, in which only requests
+/// that may be repeated are sent again, because the race cannot be proved.
+fn untouched(call: &Call, body: &OutgoingBody, failure: &Failure) -> bool {
+    let facts = call.facts(body);
+    let repeatable = (facts.idempotent && !facts.grpc) || facts.keyed;
+    let untouched = match failure.observed {
+        Observed::Unsent | Observed::RefusedStream => true,
+        Observed::ResetBeforeResponse => failure.stale && repeatable,
+        _ => false,
+    };
+    untouched && facts.replay == retry::Replay::Yes
+}
+
 /// The core's decision, and then the budget's.
 fn decide(
     call: &Call,
@@ -197,13 +233,6 @@ fn decide(
     retry_after: Option<Duration>,
     left: Option<Duration>,
 ) -> Decision {
-    if *observed == Observed::Unsent && tried == 1 && body.replay() == retry::Replay::Yes {
-        // The keep-alive race: the connection had closed and not a byte left. Sending it at last
-        // is no retry, so it needs neither permission nor budget, on inbound and delivery too.
-        return Decision::Retry {
-            after: Duration::ZERO,
-        };
-    }
     if !call.inline_retries {
         return Decision::Stop(StopReason::NotRetryable);
     }
@@ -306,7 +335,12 @@ fn skipped(reason: StopReason) -> HeaderValue {
 
 /// No answer came: what to tell the caller.
 fn give_up(call: &mut Call, failure: Failure, stop: StopReason) -> ProxyError {
-    call.observation.failed(failure.observed);
+    let seen = if failure.stale {
+        Observed::Unsent
+    } else {
+        failure.observed
+    };
+    call.observation.failed(seen);
     let code = failure.code();
     let mut detail = failure.detail;
     if matches!(stop, StopReason::BodyTooLarge | StopReason::BudgetExhausted) {
@@ -323,6 +357,7 @@ pub struct Deadline {
     request: Option<Duration>,
     caller: Option<Mono>,
     upload: Rc<Upload>,
+    grpc: bool,
 }
 
 impl Deadline {
@@ -333,6 +368,7 @@ impl Deadline {
             request: call.request_timeout.or(route.timeouts.request),
             caller,
             upload: Rc::clone(&call.upload),
+            grpc: call.grpc,
         }
     }
 
@@ -347,6 +383,10 @@ impl Deadline {
             .map(|limit| self.upload.last_progress().max(self.start) + limit);
         match (ours, self.caller) {
             (Some(ours), Some(caller)) if caller < ours => Some((caller, Observed::CallerDeadline)),
+            // A gRPC stream may wait for its server on purpose; any other caller owes its body.
+            (Some(ours), _) if self.upload.starved() && !self.grpc => {
+                Some((ours, Observed::CallerGone))
+            }
             (Some(ours), _) => Some((ours, Observed::RequestTimeout)),
             (None, Some(caller)) => Some((caller, Observed::CallerDeadline)),
             (None, None) => None,

@@ -44,6 +44,7 @@ pub struct Upload {
     last: Cell<Mono>,
     ended: Cell<bool>,
     failed: Cell<bool>,
+    starved: Cell<bool>,
     bytes: Cell<u64>,
 }
 
@@ -54,6 +55,7 @@ impl Upload {
             last: Cell::new(now),
             ended: Cell::new(ended),
             failed: Cell::new(false),
+            starved: Cell::new(false),
             bytes: Cell::new(0),
         })
     }
@@ -72,6 +74,26 @@ impl Upload {
     /// Whether the whole body was read.
     pub fn ended(&self) -> bool {
         self.ended.get()
+    }
+
+    /// Whether the upstream waits for more and the downstream sends none: a stall is then the
+    /// caller's, not the upstream's.
+    pub fn starved(&self) -> bool {
+        self.starved.get() && !self.ended.get()
+    }
+
+    /// Polls `source`, keeping count.
+    fn poll(
+        &self,
+        source: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut *source).poll_frame(cx);
+        self.starved.set(polled.is_pending());
+        if let Poll::Ready(frame) = &polled {
+            self.note(frame, source.is_end_stream());
+        }
+        polled
     }
 
     /// Body bytes read from the downstream.
@@ -124,15 +146,13 @@ impl Body for RequestBody {
                 if let Some(data) = read.pop_front() {
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                let polled = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
-                upload.note(&polled, incoming.is_end_stream());
-                Poll::Ready(polled.map(|frame| frame.map_err(BodyError::Peer)))
+                upload
+                    .poll(incoming, cx)
+                    .map(|polled| polled.map(|frame| frame.map_err(BodyError::Peer)))
             }
-            Self::Streaming(incoming, upload) => {
-                let polled = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
-                upload.note(&polled, incoming.is_end_stream());
-                Poll::Ready(polled.map(|frame| frame.map_err(BodyError::Peer)))
-            }
+            Self::Streaming(incoming, upload) => upload
+                .poll(incoming, cx)
+                .map(|polled| polled.map(|frame| frame.map_err(BodyError::Peer))),
             Self::Replay(reader) => reader.poll_frame(cx),
         }
     }
@@ -251,8 +271,7 @@ impl ReplayReader {
             self.next = state.chunks.len() + 1;
             return Poll::Ready(trailers.map(|map| Ok(Frame::trailers(map))));
         }
-        let polled = std::task::ready!(Pin::new(&mut state.source).poll_frame(cx));
-        state.upload.note(&polled, state.source.is_end_stream());
+        let polled = std::task::ready!(state.upload.poll(&mut state.source, cx));
         state.ended = state.upload.ended();
         if let Some(Ok(frame)) = &polled {
             state.remember(frame);

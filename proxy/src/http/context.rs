@@ -40,6 +40,11 @@ impl Connection {
         }
     }
 
+    /// The peer has shown what it speaks without a request: none is awaited.
+    pub fn greeted(&self) {
+        self.head_since.set(None);
+    }
+
     /// A head is complete; the request lasts until the guard is dropped.
     pub fn begin(self: &std::rc::Rc<Self>) -> InFlight {
         self.in_flight.set(self.in_flight.get() + 1);

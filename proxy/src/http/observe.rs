@@ -181,12 +181,19 @@ impl Observation {
             record.status = status;
             record.grpc_status = grpc_status;
             record.endpoint = Some(endpoint);
+            if !record.grpc || grpc_status.is_some() {
+                record.settle_probe();
+            }
         });
     }
 
     /// Body bytes passed on.
     pub fn bytes(&mut self, count: usize) {
-        self.note(|record| record.bytes += count as u64);
+        self.note(|record| {
+            record.bytes += count as u64;
+            // The first message of a gRPC stream is its answer.
+            record.settle_probe();
+        });
     }
 
     /// Trailers passed on.
@@ -247,6 +254,24 @@ impl Record {
         }
         self.count(now);
         self.log(now, ending);
+    }
+
+    /// A probe is over with the head, or a gRPC stream's first message: the service must not
+    /// stay half-open for as long as a stream lasts.
+    fn settle_probe(&mut self) {
+        let probe = |(_, ticket): &mut (Arc<Service>, Ticket)| ticket.is_probe();
+        if let Some((service, ticket)) = self.breaker.take_if(probe) {
+            let grpc = if self.grpc {
+                self.grpc_status.or(Some(GrpcCode::Ok))
+            } else {
+                None
+            };
+            let observed = Observed::Head {
+                status: self.status,
+                grpc,
+            };
+            record_breaker(&self.worker, &service, ticket, &observed, clock::now());
+        }
     }
 
     /// What the whole request showed, for breaker and endpoint.

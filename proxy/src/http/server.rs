@@ -38,7 +38,7 @@ const IDLE: Duration = Duration::from_secs(3600);
 /// Resets a peer may have pending before the connection ends (CVE-2023-44487).
 const PENDING_RESETS: usize = 64;
 /// Resets we answer a peer's broken frames with before the connection ends (RUSTSEC-2024-0003).
-const ERROR_RESETS: usize = 256;
+const ERROR_RESETS: usize = 1024;
 
 /// Serves HTTP/1.1 until the connection ends or drains.
 pub async fn http1(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connection>) {
@@ -70,6 +70,8 @@ pub async fn http1(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connect
 pub async fn http2(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connection>) {
     let wire = &worker.shared.wire;
     // Not watched: between requests h2 peers talk about windows and pings, which begin no head.
+    // The preface was seen, so there is no first head to wait for either.
+    connection.greeted();
     let io = TokioIo::new(stream);
     let mut builder = http2::Builder::new(LocalExecutor);
     builder

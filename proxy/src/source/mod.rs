@@ -65,7 +65,6 @@ pub type Registry = BTreeMap<String, Vec<EndpointSpec>>;
 pub struct Applier {
     shared: Arc<Shared>,
     generation: u64,
-    last: Option<String>,
 }
 
 impl Applier {
@@ -74,7 +73,6 @@ impl Applier {
         Self {
             shared,
             generation: 0,
-            last: None,
         }
     }
 
@@ -140,16 +138,7 @@ impl Applier {
         }
         shared.queues.ensure_open(&snapshot);
         shared.store.swap(snapshot);
-        if let Some(last) = self.last.replace(version.to_owned()) {
-            shared
-                .metrics
-                .gauge("outrigger_config_info", &[("version", &last)])
-                .set(0.0);
-        }
-        shared
-            .metrics
-            .gauge("outrigger_config_info", &[("version", version)])
-            .set(1.0);
+        shared.metrics.set_config_version(version);
         info!(version, generation = self.generation, "config applied");
     }
 

@@ -105,11 +105,6 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Enqueued minus everything accounted for; always 0.",
     ),
     (
-        "outrigger_config_info",
-        Kind::Gauge,
-        "The mesh config in force; the version is its content hash.",
-    ),
-    (
         "outrigger_config_applied_timestamp_seconds",
         Kind::Gauge,
         "When the mesh config in force was applied.",
@@ -164,6 +159,8 @@ pub struct Metrics {
     handle: PrometheusHandle,
     process: metrics_process::Collector,
     histograms: Mutex<Vec<(String, String, Arc<Histogram>)>>,
+    /// Rendered by hand: the exporter cannot forget the series of an old version.
+    config_version: Mutex<Option<String>>,
 }
 
 impl Default for Metrics {
@@ -191,6 +188,7 @@ impl Metrics {
             handle,
             process,
             histograms: Mutex::default(),
+            config_version: Mutex::default(),
         };
         metrics
             .gauge(
@@ -235,11 +233,33 @@ impl Metrics {
         histogram
     }
 
+    /// The version of the mesh config in force.
+    pub fn set_config_version(&self, version: &str) {
+        let mut known = self
+            .config_version
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *known = Some(version.to_owned());
+    }
+
     /// The Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
         metrics::with_local_recorder(&self.recorder, || self.process.collect());
         self.handle.run_upkeep();
         let mut text = self.handle.render();
+        let version = self
+            .config_version
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(version) = &*version {
+            let name = "outrigger_config_info";
+            let _ = writeln!(
+                text,
+                "# HELP {name} The mesh config in force; the version is its content hash.\n\
+                 # TYPE {name} gauge\n{name}{{version=\"{}\"}} 1",
+                escape(version)
+            );
+        }
         let known = self
             .histograms
             .lock()

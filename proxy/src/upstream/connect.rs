@@ -64,6 +64,12 @@ pub enum ConnectError {
         /// The timeout.
         after: Duration,
     },
+    /// The connect that this request shared with others failed.
+    #[error("{reason}")]
+    Shared {
+        /// How it failed.
+        reason: String,
+    },
     /// The peer did not speak the protocol.
     #[error("HTTP handshake with {addr}")]
     Handshake {
@@ -143,7 +149,10 @@ pub async fn http2(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
-        .max_concurrent_reset_streams(128)
+        // Callers that give up reset streams, and late frames of those must not end the connection
+        // for everybody else on it. The upstream is ours; the callers' side has its own bounds.
+        .max_concurrent_reset_streams(4096)
+        .max_local_error_reset_streams(None)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10))
         .handshake(TokioIo::new(stream))

@@ -22,6 +22,7 @@ use outrigger_core::time::Mono;
 use tokio::sync::Notify;
 
 use crate::clock;
+use crate::error::chain;
 use crate::http::body::RequestBody;
 use crate::upstream::connect::{self, ConnectError, Limits, Protocol, Target};
 use crate::wheel::Wheel;
@@ -126,6 +127,10 @@ struct Pool {
     idle: RefCell<Vec<Http1>>,
     shared: RefCell<Vec<Rc<Http2>>>,
     connecting: Cell<bool>,
+    /// h2 connects that have ended, and the last of them that failed: those who waited for it
+    /// fail with it instead of trying one after another.
+    flights: Cell<u64>,
+    failed: RefCell<Option<(u64, String)>>,
     /// A connect ended, a stream or a connection came free.
     changed: Notify,
     open: Arc<AtomicUsize>,
@@ -141,6 +146,8 @@ impl Pool {
             idle: RefCell::default(),
             shared: RefCell::default(),
             connecting: Cell::new(false),
+            flights: Cell::new(0),
+            failed: RefCell::default(),
             changed: Notify::new(),
             open,
             own: Cell::new(0),
@@ -200,19 +207,27 @@ impl Pool {
         self.params.set(Some(*params));
         loop {
             if let Some(stream) = self.take_stream(params) {
-                return Ok(Lease(Kind::Http2 {
-                    pool: Rc::clone(self),
-                    stream,
-                }));
+                return Ok(Lease(Kind::Http2 { stream }));
             }
             if !self.connecting.get() {
                 let max = params.max_per_endpoint.unwrap_or(DEFAULT_H2_CONNECTIONS);
                 if let Some(slot) = Slot::take(self, max) {
-                    self.connect_http2(pools, params, slot).await?;
+                    let mut flight = Flight::start(self);
+                    let connected = self.connect_http2(pools, params, slot).await;
+                    flight.error = connected.as_ref().err().map(|error| chain(error));
+                    connected?;
                     continue;
                 }
             }
+            let seen = self.flights.get();
             self.changed.notified().await;
+            if let Some((flight, reason)) = &*self.failed.borrow()
+                && *flight > seen
+            {
+                return Err(ConnectError::Shared {
+                    reason: reason.clone(),
+                });
+            }
         }
     }
 
@@ -238,8 +253,6 @@ impl Pool {
         params: &Params,
         slot: Slot,
     ) -> Result<(), ConnectError> {
-        // Cleared by drop too, so that a cancelled connect never blocks those who wait for it.
-        let _flight = Flight::start(self);
         let addr = self.target.addr;
         let stream = connect::tcp(&pools.wheel, addr, params.connect_timeout).await?;
         let (sender, max_streams) = connect::http2(stream, addr, &pools.limits).await?;
@@ -249,7 +262,7 @@ impl Pool {
             max_streams,
             made: clock::now(),
             since: Cell::new(clock::now()),
-            _slot: slot,
+            slot,
         }));
         Ok(())
     }
@@ -312,20 +325,28 @@ impl Drop for Slot {
     }
 }
 
+/// A connect under way. Ends when it is dropped, so that a cancelled one never blocks those who
+/// wait for it; they try again then.
 struct Flight<'a> {
     pool: &'a Pool,
+    error: Option<String>,
 }
 
 impl<'a> Flight<'a> {
     fn start(pool: &'a Pool) -> Self {
         pool.connecting.set(true);
-        Self { pool }
+        Self { pool, error: None }
     }
 }
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         self.pool.connecting.set(false);
+        let flight = self.pool.flights.get() + 1;
+        self.pool.flights.set(flight);
+        if let Some(reason) = self.error.take() {
+            *self.pool.failed.borrow_mut() = Some((flight, reason));
+        }
         self.pool.changed.notify_waiters();
     }
 }
@@ -343,7 +364,7 @@ struct Http2 {
     max_streams: Rc<Cell<usize>>,
     made: Mono,
     since: Cell<Mono>,
-    _slot: Slot,
+    slot: Slot,
 }
 
 struct Stream {
@@ -356,6 +377,7 @@ impl Drop for Stream {
             .in_flight
             .set(self.connection.in_flight.get() - 1);
         self.connection.since.set(clock::now());
+        self.connection.slot.pool.changed.notify_waiters();
     }
 }
 
@@ -370,7 +392,6 @@ enum Kind {
         reused: bool,
     },
     Http2 {
-        pool: Rc<Pool>,
         stream: Stream,
     },
 }
@@ -409,7 +430,7 @@ impl Lease {
             Kind::Http1 { connection, .. } => {
                 Either::Http1(connection.sender.try_send_request(request))
             }
-            Kind::Http2 { stream, .. } => Either::Http2(
+            Kind::Http2 { stream } => Either::Http2(
                 stream
                     .connection
                     .sender
@@ -440,10 +461,7 @@ impl Lease {
     /// can take the next request.
     pub fn release(self) {
         match self.0 {
-            Kind::Http2 { pool, stream } => {
-                drop(stream);
-                pool.changed.notify_waiters();
-            }
+            Kind::Http2 { stream } => drop(stream),
             Kind::Http1 {
                 pool,
                 mut connection,
@@ -470,10 +488,7 @@ impl Lease {
 
     /// The exchange broke off: an HTTP/1.1 connection cannot be used again.
     pub fn discard(self) {
-        if let Kind::Http2 { pool, stream } = self.0 {
-            drop(stream);
-            pool.changed.notify_waiters();
-        }
+        drop(self);
     }
 }
 
