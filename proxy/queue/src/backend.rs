@@ -723,7 +723,8 @@ pub struct Retention {
     /// A dead letter whose [`Settle::Dead`] does not say, in milliseconds; also one that the store
     /// buries itself, because it is corrupt. Default 14 d.
     pub dead_ms: u64,
-    /// Dead letters per queue; the oldest go first. Default 10 000.
+    /// Dead letters per queue; the oldest go first. Default `u64::MAX`, no limit: a dead letter
+    /// leaves by its retention, a replay or a purge, never because others died.
     pub max_dead: u64,
 }
 
@@ -732,7 +733,7 @@ impl Default for Retention {
         Self {
             tombstone_ms: 86_400_000,
             dead_ms: 14 * 86_400_000,
-            max_dead: 10_000,
+            max_dead: u64::MAX,
         }
     }
 }

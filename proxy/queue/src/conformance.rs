@@ -61,6 +61,7 @@ cases!(
     limits_refuse,
     reap_forgets_what_is_past_its_time,
     a_dead_letter_is_kept_as_long_as_its_death_says,
+    dead_letters_do_not_push_each_other_out,
     wait_due_wakes,
     wait_final_sees_the_end,
     lists_come_in_pages,
@@ -847,6 +848,18 @@ async fn a_dead_letter_is_kept_as_long_as_its_death_says(backend: Backend) {
     assert_eq!(held(14 * DAY).await, 1, "the default");
     assert_eq!(held(30 * DAY - 1).await, 1, "longer than the default");
     assert_eq!(held(30 * DAY).await, 0);
+}
+
+/// Needs the default [`crate::Retention`].
+async fn dead_letters_do_not_push_each_other_out(backend: Backend) {
+    const MANY: u64 = 10_001;
+    join_all((0..MANY).map(|n| enqueue(&backend, message(n, 0)))).await;
+    let leased = lease(&backend, 20_000, 0).await;
+    let settled = leased.iter().map(|l| settle(&backend, l, dead("no"), 0));
+    join_all(settled).await;
+    while backend.reap(at(1)).await.expect("reap") > 0 {}
+    let counts = counts(&backend, 1).await;
+    assert_eq!((counts.dead, counts.purged_total), (MANY, 0));
 }
 
 async fn wait_due_wakes(backend: Backend) {
