@@ -123,13 +123,16 @@ impl Engine {
     }
 
     /// Bytes that are missing on disk for another enqueue, as an error.
-    pub(super) fn check_disk(&self) -> Result<(), EnqueueError> {
+    pub(super) fn check_disk(&self) -> Result<Result<(), EnqueueError>, Fault> {
         let space = match (self.options.free_space)(&self.dir) {
             Ok(space) => space,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Fault(format!("the store's directory is gone: {error}")));
+            }
             Err(error) => {
                 // The commit will tell; refusing everything for a failed question would not help.
                 warn!(%error, "free space of the queue's volume is unknown");
-                return Ok(());
+                return Ok(Ok(()));
             }
         };
         self.shared
@@ -139,13 +142,13 @@ impl Engine {
         let share = space.total / 100 * u64::from(self.options.min_free_percent.min(100));
         let required = share.max(self.options.min_free_bytes);
         if space.available >= required {
-            return Ok(());
+            return Ok(Ok(()));
         }
         self.shared.figures.refused_disk_full.fetch_add(1, Relaxed);
-        Err(EnqueueError::DiskFull {
+        Ok(Err(EnqueueError::DiskFull {
             free: space.available,
             required,
-        })
+        }))
     }
 
     pub(super) fn enqueue(
@@ -559,6 +562,16 @@ impl Engine {
             }
         }
         ids.len() as u64
+    }
+
+    /// Messages that are not final, and dead letters, of all queues.
+    pub(super) fn held(&self) -> (u64, u64) {
+        let names = self.index.names();
+        let each = names.iter().map(|queue| {
+            let counts = self.index.counts(queue, UnixMillis(0));
+            (counts.pending(), counts.dead)
+        });
+        each.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
     }
 
     pub(super) fn counts(&self, queue: &str, now: UnixMillis) -> Counts {

@@ -4,11 +4,13 @@
 //! was being delivered goes back to its queue with that attempt counted. A damaged record is
 //! quarantined with what can still be read of it.
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 
 use outrigger_core::time::UnixMillis;
+use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _};
 use tracing::{error, info, warn};
 
@@ -16,7 +18,7 @@ use super::engine::Engine;
 use super::options::{OpenError, Options};
 use super::rows::{Fault, Found, Table, ensure_schema, fetch, message_id, unseal};
 use super::shared::Shared;
-use super::volume;
+use super::volume::{self, FileId};
 use crate::message::{Message, MessageId, State};
 use crate::record::{INTERRUPTED, Record, Totals};
 
@@ -41,7 +43,8 @@ impl<E: Into<Fault>> From<E> for Failed {
     }
 }
 
-pub(super) fn open_file(dir: &Path, options: &Options) -> Result<Database, Failed> {
+/// Opens the file or makes it; also says which one it is.
+pub(super) fn open_file(dir: &Path, options: &Options) -> Result<(Database, FileId), Failed> {
     let file = dir.join(FILE);
     let damaged = |error: String| {
         Failed::Fatal(OpenError::Damaged {
@@ -51,18 +54,28 @@ pub(super) fn open_file(dir: &Path, options: &Options) -> Result<Database, Faile
     };
     let mut builder = Database::builder();
     builder.set_cache_size(options.cache_bytes);
-    let db = builder.create(&file).map_err(|error| match error {
-        // A foreign or cut-off file shows as one of these two kinds; no later try reads it better.
-        DatabaseError::Storage(redb::StorageError::Io(io))
-            if !matches!(io.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
-        {
-            Failed::Fault(io.into())
-        }
-        other => damaged(other.to_string()),
-    })?;
+    let open = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&file)?;
+    let id = FileId::of(&open.metadata()?);
+    let backend = FileBackend::new(open).map_err(|error| damaged(error.to_string()))?;
+    let db = builder
+        .create_with_backend(backend)
+        .map_err(|error| match error {
+            // A foreign or cut-off file shows as one of these two kinds; no later try reads it better.
+            DatabaseError::Storage(redb::StorageError::Io(io))
+                if !matches!(io.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
+            {
+                Failed::Fault(io.into())
+            }
+            other => damaged(other.to_string()),
+        })?;
     volume::sync_dir(dir)?;
     match ensure_schema(&db)? {
-        Ok(()) => Ok(db),
+        Ok(()) => Ok((db, id)),
         Err(why) => Err(damaged(why)),
     }
 }

@@ -359,6 +359,39 @@ async fn a_failure_below_reopens_the_store_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn nothing_is_acknowledged_into_a_file_that_was_removed() {
+    let parent = TempDir::new().unwrap();
+    let dir = parent.path().join("state/queue");
+    let store = open(&dir).await;
+    enqueue(&store, 1).await.unwrap();
+    std::fs::remove_dir_all(parent.path().join("state")).unwrap();
+    let refused = enqueue(&store, 2).await;
+    assert!(
+        matches!(&refused, Err(EnqueueError::Unavailable(why)) if why.contains("is gone")),
+        "{refused:?}"
+    );
+    reopened(&store, 1).await;
+    enqueue(&store, 3).await.unwrap();
+    let second = EmbeddedStore::open(&dir, options()).unwrap();
+    assert_eq!(second.ready().await, Err(OpenError::Locked(dir.clone())));
+    second.close().await;
+
+    // The file alone, and a repeat that changes nothing.
+    std::fs::remove_file(dir.join(recover::FILE)).unwrap();
+    let refused = enqueue(&store, 3).await;
+    assert!(
+        matches!(&refused, Err(EnqueueError::Unavailable(why)) if why.contains("is gone")),
+        "{refused:?}"
+    );
+    reopened(&store, 2).await;
+    enqueue(&store, 4).await.unwrap();
+    store.close().await;
+    let store = open(&dir).await;
+    assert_eq!(store.counts(QUEUE, at(0)).await.unwrap().ready, 1);
+    store.close().await;
+}
+
+#[tokio::test]
 async fn a_panic_on_either_thread_is_contained() {
     let dir = TempDir::new().unwrap();
     let armed = Arc::new(AtomicBool::new(false));

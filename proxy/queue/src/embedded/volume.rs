@@ -1,13 +1,37 @@
 //! The state directory: who owns it, what it is mounted on, how much room is left.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Metadata, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::options::{FreeSpace, OpenError, Options};
 
 /// Held by the process that owns the directory.
 const LOCK_FILE: &str = "LOCK";
+
+/// Which file a name leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    pub(super) fn of(meta: &Metadata) -> Self {
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+        }
+    }
+}
+
+/// Says whether the lock is still the directory's: it is not when the directory was removed.
+pub(super) fn is_held(dir: &Path, lock: &File) -> bool {
+    let ids = |found: io::Result<Metadata>| found.ok().map(|meta| FileId::of(&meta));
+    let held = ids(lock.metadata());
+    held.is_some() && held == ids(std::fs::metadata(dir.join(LOCK_FILE)))
+}
 
 /// Makes the directory, checks its volume and takes it for this process.
 pub(super) fn prepare(dir: &Path, options: &Options) -> Result<File, OpenError> {

@@ -4,8 +4,9 @@
 //! (I/O, a panic of the engine below) drops the file and the memory of it, fails who waits, and
 //! starts over from what is on disk; an fsync that failed is never tried again on the same handle.
 
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -19,7 +20,7 @@ use super::options::{OpenError, Options};
 use super::recover::{FILE, Failed, open_file, rebuild};
 use super::rows::Fault;
 use super::shared::{Op, Phase, Reply, Shared};
-use super::volume;
+use super::volume::{self, FileId};
 use crate::clock;
 use crate::record::later;
 
@@ -44,15 +45,18 @@ enum End {
     Fault(Fault),
 }
 
+/// The file that is open, and which one it was then.
+#[derive(Clone, Copy)]
+struct Open<'a> {
+    db: &'a Database,
+    id: FileId,
+}
+
 impl Writer {
     /// Runs until the store is closed.
     pub(super) fn run(self) {
         let closed = match volume::prepare(&self.dir, &self.options) {
-            Ok(lock) => {
-                let closed = self.open_and_serve();
-                drop(lock);
-                closed
-            }
+            Ok(lock) => self.open_and_serve(lock),
             Err(error) => self.refuse(error),
         };
         self.shared.phase.send_replace(Phase::Closed);
@@ -62,24 +66,30 @@ impl Writer {
         }
     }
 
-    fn open_and_serve(&self) -> Option<Reply<()>> {
+    fn open_and_serve(&self, mut lock: File) -> Option<Reply<()>> {
         let mut pause = FIRST_PAUSE;
         // Anywhere, so that a lease of an earlier store in this process is never current here.
         let mut last_token = fastrand::u64(..u64::MAX / 2);
         loop {
-            let fault = match self.open(last_token) {
-                Ok(mut engine) => {
+            let opened = self.keep_directory(&mut lock);
+            let fault = match opened.and_then(|()| self.open(last_token)) {
+                Ok((mut engine, file)) => {
                     pause = FIRST_PAUSE;
                     self.shared.phase.send_replace(Phase::Ready);
                     self.shared.wake_all();
-                    let end = self.serve(&mut engine);
+                    let end = self.serve(&mut engine, file);
                     last_token = engine.last_token();
                     match end {
                         End::Closed(reply) => {
                             self.let_go();
                             return reply;
                         }
-                        End::Fault(fault) => fault,
+                        End::Fault(fault) => {
+                            if self.check_file(file).is_err() {
+                                self.report_loss(&engine);
+                            }
+                            fault
+                        }
                     }
                 }
                 Err(Failed::Fault(fault)) => fault,
@@ -90,8 +100,7 @@ impl Writer {
                 pause_ms = pause.as_millis(),
                 "queue store failed; reopening"
             );
-            let why = format!("recovering: {}", fault.0);
-            self.shared.phase.send_replace(Phase::Opening(why));
+            self.stop_taking_work(&fault);
             self.let_go();
             self.shared.all_written();
             self.shared.wake_all();
@@ -103,8 +112,51 @@ impl Writer {
         }
     }
 
+    /// Makes the directory again if it was removed, and takes it again for this process.
+    fn keep_directory(&self, lock: &mut File) -> Result<(), Failed> {
+        if !volume::is_held(&self.dir, lock) {
+            *lock = volume::prepare(&self.dir, &self.options).map_err(|error| match error {
+                OpenError::Directory { .. } => Failed::Fault(Fault(error.to_string())),
+                other => Failed::Fatal(other),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// From here on, who waits for an answer that does not come is told why.
+    fn stop_taking_work(&self, fault: &Fault) {
+        let why = format!("recovering: {}", fault.0);
+        self.shared.phase.send_replace(Phase::Opening(why));
+    }
+
+    /// Says what went with a file that was removed under the store.
+    fn report_loss(&self, engine: &Engine) {
+        let (pending, dead) = engine.held();
+        error!(
+            file = %self.dir.join(FILE).display(),
+            pending,
+            dead,
+            "the queue store's file was removed while it was open; \
+             the messages in it are lost, and what is there now is opened in its place"
+        );
+    }
+
+    /// Fails unless the next start would find the file that is open; notes its size.
+    fn check_file(&self, open: FileId) -> Result<(), Fault> {
+        let gone = |why: &str| Err(Fault(format!("the store's file is gone: {why}")));
+        match std::fs::metadata(self.dir.join(FILE)) {
+            Ok(meta) if FileId::of(&meta) == open => {
+                let size = &self.shared.figures.file_bytes;
+                size.store(meta.len(), Relaxed);
+                Ok(())
+            }
+            Ok(_) => gone("another one has its name"),
+            Err(error) => gone(&error.to_string()),
+        }
+    }
+
     /// Opens the file; a panic over it means that it is damaged.
-    fn open(&self, last_token: u64) -> Result<Engine, Failed> {
+    fn open(&self, last_token: u64) -> Result<(Engine, FileId), Failed> {
         let shared = Arc::clone(&self.shared);
         let mut engine = Engine::new(
             Arc::clone(&self.options),
@@ -113,17 +165,17 @@ impl Writer {
             last_token,
         );
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let mut db = open_file(&self.dir, &self.options)?;
+            let (mut db, id) = open_file(&self.dir, &self.options)?;
             rebuild(&mut db, &mut engine, &self.dir, &self.shared)?;
-            Ok(db)
+            Ok((db, id))
         }));
-        let db = opened.unwrap_or_else(|_| {
+        let (db, id) = opened.unwrap_or_else(|_| {
             let error = "reading it panicked".to_owned();
             let file = self.dir.join(FILE);
             Err(Failed::Fatal(OpenError::Damaged { file, error }))
         })?;
         *self.shared.db_mut() = Some(db);
-        Ok(engine)
+        Ok((engine, id))
     }
 
     /// Lets go of the file, whatever state it is in.
@@ -165,7 +217,7 @@ impl Writer {
         }
     }
 
-    fn serve(&self, engine: &mut Engine) -> End {
+    fn serve(&self, engine: &mut Engine, file: FileId) -> End {
         loop {
             let batch = self.collect(engine);
             let guard = self.shared.db();
@@ -174,7 +226,7 @@ impl Writer {
             };
             let mut close = None;
             let ran = catch_unwind(AssertUnwindSafe(|| {
-                self.work(engine, db, batch, &mut close)
+                self.work(engine, Open { db, id: file }, batch, &mut close)
             }));
             drop(guard);
             let fault = match ran {
@@ -225,15 +277,16 @@ impl Writer {
     fn work(
         &self,
         engine: &mut Engine,
-        db: &Database,
+        file: Open<'_>,
         batch: Vec<Op>,
         close: &mut Option<Option<Reply<()>>>,
     ) -> Result<(), Fault> {
-        let mut reads = Reads::new(db);
+        let mut reads = Reads::new(file.db);
         let mut after_commit: Vec<Box<dyn FnOnce()>> = Vec::new();
         let mut rest = Vec::new();
         let mut disk = None;
         let mut must_commit = false;
+        let failed = |fault: &Fault| self.stop_taking_work(fault);
         for op in batch {
             match op {
                 Op::Enqueue {
@@ -243,7 +296,10 @@ impl Writer {
                     queued,
                     reply,
                 } => {
-                    let disk = disk.get_or_insert_with(|| engine.check_disk());
+                    let disk = match &disk {
+                        Some(disk) => disk,
+                        None => disk.insert(engine.check_disk().inspect_err(failed)?),
+                    };
                     let out = engine.enqueue(&mut reads, &message, limits, disk, now)?;
                     must_commit |= out.is_ok();
                     after_commit.push(Box::new(move || {
@@ -290,14 +346,14 @@ impl Writer {
             .dirty_since()
             .is_some_and(|since| since.elapsed() >= self.options.ride_along);
         if must_commit || ride_along_due || close.is_some() {
-            self.commit(engine, db, &mut reads)?;
+            self.commit(engine, file, &mut reads).inspect_err(failed)?;
         }
         after_commit.into_iter().for_each(|done| done());
         for op in rest {
-            self.look(engine, db, &mut reads, op)?;
+            self.look(engine, file, &mut reads, op)?;
         }
         if close.is_some() {
-            self.commit(engine, db, &mut reads)?;
+            self.commit(engine, file, &mut reads)?;
         }
         Ok(())
     }
@@ -305,21 +361,21 @@ impl Writer {
     fn commit(
         &self,
         engine: &mut Engine,
-        db: &Database,
+        file: Open<'_>,
         reads: &mut Reads<'_>,
     ) -> Result<(), Fault> {
         if engine.is_dirty() {
             reads.renew();
-            engine.commit(db)?;
-            note_size(&self.dir, &self.shared);
+            engine.commit(file.db)?;
         }
-        Ok(())
+        // Also without a change: a repeat is told that its message is stored.
+        self.check_file(file.id)
     }
 
     fn look(
         &self,
         engine: &mut Engine,
-        db: &Database,
+        file: Open<'_>,
         reads: &mut Reads<'_>,
         op: Op,
     ) -> Result<(), Fault> {
@@ -333,9 +389,9 @@ impl Writer {
                 now,
                 reply,
             } => {
-                self.commit(engine, db, reads)?;
+                self.commit(engine, file, reads)?;
                 let out = engine.replay(reads.tx()?, selection, to.as_deref(), now)?;
-                self.commit(engine, db, reads)?;
+                self.commit(engine, file, reads)?;
                 answer(reply, out);
             }
             Op::Purge {
@@ -343,13 +399,13 @@ impl Writer {
                 now,
                 reply,
             } => {
-                self.commit(engine, db, reads)?;
+                self.commit(engine, file, reads)?;
                 let out = engine.purge(reads.tx()?, selection, now)?;
-                self.commit(engine, db, reads)?;
+                self.commit(engine, file, reads)?;
                 answer(reply, out);
             }
             Op::Reap { now, reply } => {
-                self.commit(engine, db, reads)?;
+                self.commit(engine, file, reads)?;
                 answer(reply, engine.reap(reads.tx()?, now)?);
             }
             // Done before the commit.
@@ -376,11 +432,5 @@ fn weight(op: &Op) -> u64 {
         message.weight()
     } else {
         0
-    }
-}
-
-fn note_size(dir: &Path, shared: &Shared) {
-    if let Ok(meta) = std::fs::metadata(dir.join(FILE)) {
-        shared.figures.file_bytes.store(meta.len(), Relaxed);
     }
 }
