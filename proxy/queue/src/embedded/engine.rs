@@ -41,6 +41,8 @@ pub(super) struct Engine {
     ops: u64,
     settled: RecentlySettled,
     last_token: u64,
+    /// An enqueue was refused for want of room since this was last asked.
+    wants_room: bool,
     options: Arc<Options>,
     dir: PathBuf,
     shared: Arc<Shared>,
@@ -62,6 +64,7 @@ impl Engine {
             ops: 0,
             settled: RecentlySettled::default(),
             last_token,
+            wants_room: false,
             options,
             dir,
             shared,
@@ -70,6 +73,11 @@ impl Engine {
 
     pub(super) fn last_token(&self) -> u64 {
         self.last_token
+    }
+
+    /// Says, once, that an enqueue was refused for want of room.
+    pub(super) fn take_wants_room(&mut self) -> bool {
+        std::mem::take(&mut self.wants_room)
     }
 
     /// When the oldest change that nobody waits for was made.
@@ -123,7 +131,7 @@ impl Engine {
     }
 
     /// Bytes that are missing on disk for another enqueue, as an error.
-    pub(super) fn check_disk(&self) -> Result<Result<(), EnqueueError>, Fault> {
+    pub(super) fn check_disk(&mut self) -> Result<Result<(), EnqueueError>, Fault> {
         let space = match (self.options.free_space)(&self.dir) {
             Ok(space) => space,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -145,6 +153,7 @@ impl Engine {
             return Ok(Ok(()));
         }
         self.shared.figures.refused_disk_full.fetch_add(1, Relaxed);
+        self.wants_room = true;
         Ok(Err(EnqueueError::DiskFull {
             free: space.available,
             required,

@@ -326,6 +326,63 @@ async fn a_full_disk_stops_enqueues_while_deliveries_go_on() {
     store.close().await;
 }
 
+#[tokio::test]
+async fn a_disk_that_the_store_filled_is_given_back_when_it_is_empty() {
+    const VOLUME: u64 = 100 << 20;
+    const REQUIRED: u64 = 64 << 20;
+    let dir = TempDir::new().unwrap();
+    // A volume on which there is nothing but the store.
+    let free_space: FreeSpaceProbe = Arc::new(|dir| {
+        let used = std::fs::metadata(dir.join(recover::FILE))?.len();
+        Ok(FreeSpace {
+            total: VOLUME,
+            available: VOLUME.saturating_sub(used),
+        })
+    });
+    let options = Options {
+        min_free_bytes: REQUIRED,
+        free_space,
+        ..options()
+    };
+    let large = |n| {
+        let mut message = message(n, 0);
+        message.body = Bytes::from(vec![b'x'; 900_000]);
+        message
+    };
+    let store = open_with(dir.path(), options).await;
+    let (mut n, refused) = (0, async |n| {
+        let out = store.enqueue(large(n), QueueLimits::NONE, at(0)).await;
+        assert!(
+            matches!(out, Ok(_) | Err(EnqueueError::DiskFull { .. })),
+            "{out:?}"
+        );
+        out.is_err()
+    });
+    while !refused(n).await {
+        n += 1;
+        assert!(n < 100, "the volume is not that large");
+    }
+    let leased = lease(&store, usize::MAX, 0).await;
+    assert_eq!(leased.len() as u64, n);
+    for lease in leased.iter().skip(2) {
+        store.settle(lease.id, done(), at(1)).await.unwrap();
+    }
+    // A refusal makes room for the next one.
+    let patience = tokio::time::timeout(Duration::from_secs(20), async {
+        while refused(n).await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    patience.await.expect("the file is mostly empty");
+    store.close().await;
+    let store = open(dir.path()).await;
+    let counts = store.counts(QUEUE, at(1)).await.unwrap();
+    assert_eq!((counts.ready, counts.drift()), (3, 0));
+    let leased = lease(&store, 9, 1).await;
+    assert!(leased.iter().all(|l| l.message.body.len() == 900_000));
+    store.close().await;
+}
+
 /// Waits until the store works again after its nth failure.
 async fn reopened(store: &EmbeddedStore, n: u64) {
     while store.stats().reopens < n {

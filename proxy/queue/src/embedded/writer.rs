@@ -10,10 +10,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redb::Database;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::engine::{Engine, Reads};
 use super::options::{OpenError, Options};
@@ -31,6 +31,12 @@ const MAX_BATCH_BYTES: u64 = 8 << 20;
 /// First pause before reopening; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// A file smaller than this is not worth compacting, however full the disk is.
+const COMPACT_FULL_ABOVE_BYTES: u64 = 4 << 20;
+/// After a compaction the writer does other things for this many times as long as it took …
+const COMPACT_SHARE: u32 = 10;
+/// … and for at least this long when it gained less than a quarter of the file.
+const COMPACT_PAUSE: Duration = Duration::from_secs(5);
 
 pub(super) struct Writer {
     pub(super) dir: PathBuf,
@@ -218,7 +224,13 @@ impl Writer {
     }
 
     fn serve(&self, engine: &mut Engine, file: FileId) -> End {
+        let mut compact_from = None;
         loop {
+            if engine.take_wants_room()
+                && let Err(fault) = self.make_room(engine, file, &mut compact_from)
+            {
+                return End::Fault(fault);
+            }
             let batch = self.collect(engine);
             let guard = self.shared.db();
             let Some(db) = guard.as_ref() else {
@@ -244,6 +256,51 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Gives the unused part of a file that is mostly empty back to a full volume. The file keeps
+    /// its size when messages leave it, so nothing else would ever end the refusals. `from` is the
+    /// earliest moment for it: who works through a backlog on a full volume shall not compact at
+    /// every refusal.
+    fn make_room(
+        &self,
+        engine: &Engine,
+        file: FileId,
+        from: &mut Option<Instant>,
+    ) -> Result<(), Fault> {
+        let began = clock::instant();
+        self.check_file(file)?;
+        let before = self.shared.figures.file_bytes.load(Relaxed);
+        let mostly_empty = engine.index.stored_bytes() < before / 2;
+        if before < COMPACT_FULL_ABOVE_BYTES
+            || !mostly_empty
+            || from.is_some_and(|from| began < from)
+        {
+            return Ok(());
+        }
+        let mut guard = self.shared.db_mut();
+        let Some(db) = guard.as_mut() else {
+            return Err(Fault("the file is gone".to_owned()));
+        };
+        let compacted = catch_unwind(AssertUnwindSafe(|| db.compact()));
+        drop(guard);
+        compacted.map_err(|_| Fault("compacting the store panicked".to_owned()))??;
+        self.check_file(file)?;
+        let after = self.shared.figures.file_bytes.load(Relaxed);
+        let took = began.elapsed();
+        let least = if after > before / 4 * 3 {
+            COMPACT_PAUSE
+        } else {
+            Duration::ZERO
+        };
+        *from = Some(clock::instant() + least.max(took * COMPACT_SHARE));
+        info!(
+            before,
+            after,
+            took_ms = took.as_millis(),
+            "queue file compacted: its volume is nearly full"
+        );
+        Ok(())
     }
 
     /// Waits for something to do, then takes what else is there. Empty: the ride-along is due.
