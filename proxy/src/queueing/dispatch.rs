@@ -19,7 +19,8 @@ use std::time::Duration;
 use outrigger_core::redelivery;
 use outrigger_core::time::Mono;
 use outrigger_queue::{
-    DueCursor, Lease, LeaseRequest, QueueBackend, Settle, SettleOutcome, StoreError, TargetLimits,
+    DueCursor, Health, Lease, LeaseRequest, QueueBackend, Settle, SettleOutcome, StoreError,
+    TargetLimits,
 };
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -27,6 +28,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::clock;
 use crate::drain::Phase;
+use crate::queueing::deaths::Deaths;
 use crate::queueing::store::{Meters, Opened};
 use crate::queueing::target::{self, Effect, Gate, Target};
 use crate::queueing::{convert, delivery};
@@ -56,6 +58,7 @@ pub async fn run(worker: Rc<Worker>) {
     let mut closing = pin!(drain.reached(Phase::Closing));
     let mut stores = worker.shared.queues.watch();
     stores.mark_changed(); // a store may be open already
+    let mut told = None;
     loop {
         let opened = tokio::select! {
             () = &mut closing => return,
@@ -65,9 +68,16 @@ pub async fn run(worker: Rc<Worker>) {
             () = &mut closing => return,
             ready = opened.ready() => ready,
         };
-        match ready {
-            Ok(()) => serve(&worker, opened.backend(), &mut stores).await,
-            Err(error) => error!(%error, "no queue store: async calls are refused"),
+        if ready.is_ok() {
+            told = None;
+            serve(&worker, opened.backend(), &mut stores).await;
+        }
+        // It is tried again and again; the same reason is told once.
+        if let Health::Failed(why) = opened.health()
+            && told.as_ref() != Some(&why)
+        {
+            error!(why, "no queue store: async calls are refused");
+            told = Some(why);
         }
     }
 }
@@ -84,6 +94,7 @@ async fn next_store(worker: &Worker, stores: &mut watch::Receiver<Option<Opened>
         let snapshot = worker.snapshot();
         if snapshot.configured() {
             worker.shared.queues.ensure_open(&snapshot);
+            worker.shared.queues.try_again(&snapshot).await;
         }
         tokio::select! {
             _ = stores.changed() => stores.mark_changed(),
@@ -92,7 +103,7 @@ async fn next_store(worker: &Worker, stores: &mut watch::Receiver<Option<Opened>
     }
 }
 
-/// Serves one store: until the outbound side closes or another store takes its place.
+/// Serves one store: until the outbound side closes, it fails, or another store takes its place.
 async fn serve(
     worker: &Rc<Worker>,
     backend: Arc<dyn QueueBackend>,
@@ -113,6 +124,9 @@ async fn serve(
             }
             _ = ticks.tick() => {}
         }
+        if matches!(backend.health(), Health::Failed(_)) {
+            break;
+        }
         for queue in queues(worker, &*backend).await {
             lines.entry(queue).or_insert_with_key(|queue| {
                 let line = Line::new(worker, &backend, queue);
@@ -123,9 +137,11 @@ async fn serve(
         reap(&*backend).await;
         for (line, _) in lines.values() {
             line.bury_the_old().await;
+            line.tell_of_deaths();
         }
     }
     for (line, task) in lines.into_values() {
+        line.tell_of_deaths();
         line.stop();
         let _ = task.await;
     }
@@ -157,6 +173,7 @@ struct Line {
     queue: String,
     meters: Arc<Meters>,
     targets: RefCell<HashMap<String, Target>>,
+    deaths: RefCell<Deaths>,
     /// A delivery ended, so there may be room.
     freed: Notify,
     stopped: Notify,
@@ -177,6 +194,7 @@ impl Line {
             queue: queue.to_owned(),
             meters: shared.queues.meters(&shared.metrics, queue),
             targets: RefCell::default(),
+            deaths: RefCell::default(),
             freed: Notify::new(),
             stopped: Notify::new(),
         })
@@ -201,7 +219,9 @@ impl Line {
             let (full, cursor) = match leased {
                 Ok(found) => found,
                 Err(error) => {
-                    warn!(queue = self.queue, %error, "no messages leased");
+                    if self.backend.health() == Health::Ready {
+                        warn!(queue = self.queue, %error, "no messages leased");
+                    }
                     tokio::select! {
                         () = &mut stopped => return,
                         () = tokio::time::sleep(AFTER_FAILURE) => continue,
@@ -329,6 +349,10 @@ impl Line {
             Settle::Dead { reason, .. } => {
                 self.meters.dead(&self.worker.shared.metrics, reason);
                 let message = &lease.message;
+                let mut deaths = self.deaths.borrow_mut();
+                if !deaths.note(&message.target, reason, clock::now()) {
+                    return;
+                }
                 warn!(
                     queue = self.queue,
                     message = %message.id,
@@ -339,6 +363,18 @@ impl Line {
                 );
             }
             Settle::RetryAt { .. } | Settle::Expired | Settle::Release => {}
+        }
+    }
+
+    fn tell_of_deaths(&self) {
+        for untold in self.deaths.borrow_mut().due(clock::now()) {
+            warn!(
+                queue = self.queue,
+                target = untold.target,
+                reason = untold.reason,
+                count = untold.count,
+                "more messages are dead letters"
+            );
         }
     }
 

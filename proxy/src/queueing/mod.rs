@@ -10,6 +10,7 @@
 
 pub mod accept;
 pub mod convert;
+mod deaths;
 pub mod delivery;
 pub mod dispatch;
 pub mod inspect;

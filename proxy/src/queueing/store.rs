@@ -1,8 +1,9 @@
 //! The sidecar's one store: when it is opened, whether it works, and its counters.
 //!
 //! Opened lazily, because most sidecars never accept a message; opened on the store's own thread,
-//! because repairing after a crash takes time and readiness must not wait for it. Until it is open
-//! an enqueue is refused with `queue_unavailable`. Does not deliver ([`super::dispatch`]).
+//! because repairing after a crash takes time and readiness must not wait for it. An enqueue waits
+//! for it a little, and is refused with `queue_unavailable` when it failed; a store that failed is
+//! tried again every few seconds. Does not deliver ([`super::dispatch`]).
 //!
 //! Stands on the life of a config update (opening) and of a message (use).
 
@@ -12,12 +13,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics::Counter;
+use outrigger_core::time::Mono;
 use outrigger_queue::{EmbeddedStore, Health, OpenError, Options, QueueBackend, Retention};
 use tokio::sync::watch;
-use tracing::error;
+use tracing::{error, warn};
 
+use crate::clock;
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::{Histogram, Metrics};
+
+/// How often a store that failed is opened anew.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// How long closing may take; a disk that hangs must not hold up the end of the process.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// The queue store of one sidecar. Shared by all workers and the control thread.
 pub struct Queues {
@@ -33,12 +42,18 @@ pub struct Queues {
 pub struct Opened {
     store: Arc<EmbeddedStore>,
     allow_ephemeral: bool,
+    since: Mono,
 }
 
 impl Opened {
     /// The store.
     pub fn backend(&self) -> Arc<dyn QueueBackend> {
         Arc::clone(&self.store) as Arc<dyn QueueBackend>
+    }
+
+    /// Whether the store takes work.
+    pub fn health(&self) -> Health {
+        self.store.health()
     }
 
     /// Resolves when the store takes work.
@@ -73,6 +88,30 @@ impl Queues {
         let Some(options) = self.open_with(snapshot) else {
             return;
         };
+        self.open(options);
+    }
+
+    /// Opens a store that failed once more, at most every 5 s: whoever was to act may have acted.
+    ///
+    /// # Cancel safety
+    /// Dropping it may leave the store closed until the next try.
+    pub async fn try_again(&self, snapshot: &Snapshot) {
+        let Some(failed) = self.opened() else { return };
+        let due = clock::now() >= failed.since + TRY_AGAIN;
+        let given_up = matches!(failed.health(), Health::Failed(_) | Health::Closed);
+        if !due || !given_up {
+            return;
+        }
+        // It holds its directory's lock until it is closed.
+        failed.store.close().await;
+        let _alone = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |opened: Opened| Arc::ptr_eq(&opened.store, &failed.store);
+        if self.opened().is_some_and(same) {
+            self.open(options(snapshot));
+        }
+    }
+
+    fn open(&self, options: Options) {
         let allow_ephemeral = options.allow_ephemeral;
         match EmbeddedStore::open(self.dir.clone(), options) {
             Ok(store) => {
@@ -80,6 +119,7 @@ impl Queues {
                 self.cell.send_replace(Some(Opened {
                     store,
                     allow_ephemeral,
+                    since: clock::now(),
                 }));
             }
             Err(error) => error!(%error, "no thread for the queue store"),
@@ -88,7 +128,7 @@ impl Queues {
 
     /// How to open the store; none when there is nothing to do.
     fn open_with(&self, snapshot: &Snapshot) -> Option<Options> {
-        let allow_ephemeral = snapshot.queues.values().any(|queue| queue.allow_ephemeral);
+        let allow_ephemeral = allows_ephemeral(snapshot);
         if let Some(opened) = &*self.cell.borrow() {
             let refused = matches!(opened.store.health(), Health::Failed(_));
             if !refused || opened.allow_ephemeral || !allow_ephemeral {
@@ -97,12 +137,12 @@ impl Queues {
         } else if !wants_store(snapshot) && !self.dir.is_dir() {
             return None;
         }
-        let retention = retention(snapshot);
-        Some(Options {
-            allow_ephemeral,
-            retention,
-            ..Options::default()
-        })
+        Some(options(snapshot))
+    }
+
+    /// The store as it was opened last; none when no config has asked for one.
+    pub fn opened(&self) -> Option<Opened> {
+        self.cell.borrow().clone()
     }
 
     /// The store; none when no config has asked for one.
@@ -124,11 +164,13 @@ impl Queues {
     }
 
     /// Makes everything durable and lets go of the store: the last step of a shutdown, after the
-    /// dispatcher has ended.
+    /// dispatcher has ended. Gives up after 5 s, with a warning: what was acknowledged is durable.
     pub async fn close(&self) {
-        let opened = self.cell.borrow().clone();
-        if let Some(opened) = opened {
-            opened.store.close().await;
+        let Some(opened) = self.opened() else { return };
+        let closed = tokio::time::timeout(CLOSING, opened.store.close()).await;
+        if closed.is_err() {
+            let waited = CLOSING.as_secs();
+            warn!(waited, "the queue store did not close; is its disk stuck?");
         }
     }
 
@@ -155,7 +197,20 @@ pub fn why_not(health: Option<Health>) -> String {
     }
 }
 
-fn wants_store(snapshot: &Snapshot) -> bool {
+fn options(snapshot: &Snapshot) -> Options {
+    Options {
+        allow_ephemeral: allows_ephemeral(snapshot),
+        retention: retention(snapshot),
+        ..Options::default()
+    }
+}
+
+fn allows_ephemeral(snapshot: &Snapshot) -> bool {
+    snapshot.queues.values().any(|queue| queue.allow_ephemeral)
+}
+
+/// Whether the config needs a store.
+pub(super) fn wants_store(snapshot: &Snapshot) -> bool {
     let routes = || snapshot.services.iter().flat_map(|service| &service.routes);
     !snapshot.queues.is_empty() || routes().any(|route| route.asynchronous.is_some())
 }
