@@ -109,7 +109,7 @@ async fn answer(
             .map(|(_, value)| value.clone())
     };
     match (&method, path.as_str()) {
-        (&Method::GET, "/queues") => json_ok(&queueing::inspect::queues(shared).await),
+        (&Method::GET, "/queues") => outcome(queueing::inspect::queues(shared).await),
         (&Method::GET, "/messages") => outcome(queueing::inspect::messages(shared, &get).await),
         (&Method::GET, "/dead") => outcome(queueing::inspect::dead(shared, &get).await),
         (&Method::POST, "/dead/replay") => match body(request).await {

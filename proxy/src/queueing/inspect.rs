@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use outrigger_core::time::UnixMillis;
-use outrigger_queue::{Counts, Health, QueueBackend, State, StatusView};
+use outrigger_queue::{Counts, Health, QueueBackend, State, StatusView, StoreError};
 use serde_json::{Value, json};
 
 use crate::app::Shared;
@@ -16,30 +16,40 @@ use crate::clock;
 pub use crate::queueing::letters::{dead, dead_letter};
 pub use crate::queueing::lookup::Refused;
 use crate::queueing::lookup::{
-    bad, chosen, facet, gather, names, next, page, parse, refused, unknown,
+    bad, chosen, facet, gather, look, names, next, page, parse, refused, unknown,
 };
 pub use crate::queueing::replay::{purge, replay};
 use crate::queueing::status::Status;
+use crate::queueing::store;
 use crate::queueing::target::{self, Gate};
 use crate::snapshot::Snapshot;
 
 /// The store and every queue:
 /// `{"store":{"health","reason",…},"queues":[{"name","maxDepth","ready","delayed","inFlight",
 /// "waiting","dead","oldestSeconds","drift","targets":[{"service","state","reason","retryInMs"}],…}]}`.
-pub async fn queues(shared: &Arc<Shared>) -> Value {
+/// While the store is being opened or has failed: the queues of the config, without figures.
+///
+/// # Errors
+/// 503 for a store that should answer and does not.
+pub async fn queues(shared: &Arc<Shared>) -> Result<Value, Refused> {
     let snapshot = shared.store.load();
     let backend = shared.queues.backend();
     let now = clock::unix_now();
     let mut list = Vec::new();
-    for name in names(&snapshot, backend.as_deref()).await {
-        let inspect = backend.as_deref().and_then(|backend| backend.inspect());
+    let ready = backend
+        .as_deref()
+        .filter(|backend| backend.health() == Health::Ready);
+    let names = names(&snapshot, ready).await.map_err(refused)?;
+    let inspect = ready.and_then(|backend| backend.inspect());
+    for name in names {
         let counts = match inspect {
-            Some(inspect) => inspect.counts(&name, now).await.ok(),
+            Some(inspect) => Some(look(inspect.counts(&name, now)).await.map_err(refused)?),
             None => None,
         };
         list.push(queue_view(&snapshot, &name, counts.as_ref(), now));
     }
-    json!({"store": store_view(shared.queues.health().as_ref(), backend.as_deref()), "queues": list})
+    let store = store_view(shared.queues.health().as_ref(), backend.as_deref());
+    Ok(json!({"store": store, "queues": list}))
 }
 
 fn store_view(health: Option<&Health>, backend: Option<&dyn QueueBackend>) -> Value {
@@ -162,7 +172,7 @@ pub async fn messages(
         &queues,
         page,
         |view: &StatusView| view.id,
-        async |queue, page| inspect.list(queue, state, page).await,
+        async |queue, page| look(inspect.list(queue, state, page)).await,
     );
     let found = found.await?;
     let messages: Vec<Status> = found
@@ -180,24 +190,43 @@ pub async fn messages(
 pub async fn message(shared: &Arc<Shared>, id: &str) -> Result<Value, Refused> {
     let id = parse(id)?;
     let backend = shared.queues.backend().ok_or_else(|| unknown(id))?;
-    let view = facet(&*backend)?.status(id).await.map_err(refused)?;
+    let found = look(facet(&*backend)?.status(id)).await;
+    let view = found.map_err(refused)?;
     let view = view.ok_or_else(|| unknown(id))?;
     Ok(json!(Status::of(&shared.store.load(), &view)))
 }
 
-/// Sets the gauges of every queue, before a scrape.
+/// Sets the gauges of the store and of every queue, before a scrape. Those of a store that does not
+/// answer keep their values, except for `outrigger_queue_store_ready`.
 pub async fn refresh_metrics(shared: &Arc<Shared>) {
-    let Some(backend) = shared.queues.backend() else {
+    let snapshot = shared.store.load();
+    let backend = shared.queues.backend();
+    if backend.is_none() && !store::wants_store(&snapshot) {
         return;
-    };
+    }
+    let gauge = |name| shared.metrics.gauge(name, &[]);
+    let mut ready = false;
+    if let Some(backend) = backend.as_deref() {
+        let stats = backend.stats();
+        gauge("outrigger_queue_store_bytes").set(stats.file_bytes as f64);
+        gauge("outrigger_queue_store_free_bytes").set(stats.free_bytes as f64);
+        ready = backend.health() == Health::Ready
+            && refresh_queues(shared, &snapshot, backend).await.is_ok();
+    }
+    gauge("outrigger_queue_store_ready").set(f64::from(u8::from(ready)));
+}
+
+async fn refresh_queues(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    backend: &dyn QueueBackend,
+) -> Result<(), StoreError> {
     let Some(inspect) = backend.inspect() else {
-        return;
+        return Ok(());
     };
     let now = clock::unix_now();
-    for name in names(&shared.store.load(), Some(&*backend)).await {
-        let Ok(counts) = inspect.counts(&name, now).await else {
-            return;
-        };
+    for name in names(snapshot, Some(backend)).await? {
+        let counts = look(inspect.counts(&name, now)).await?;
         let depths = [
             ("ready", counts.ready),
             ("delayed", counts.delayed),
@@ -224,4 +253,5 @@ pub async fn refresh_metrics(shared: &Arc<Shared>) {
             .gauge("outrigger_queue_conservation_drift", &labels)
             .set(drift);
     }
+    Ok(())
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::app::Shared;
 use crate::clock;
 use crate::queueing::lookup::{
-    Refused, bad, chosen, facet, gather, next, page, parse, refused, service_name, unknown,
+    Refused, bad, chosen, facet, gather, look, next, page, parse, refused, service_name, unknown,
 };
 use crate::queueing::status::Status;
 use crate::queueing::{convert, text};
@@ -50,7 +50,7 @@ pub async fn dead(
         &queues,
         page,
         |letter: &DeadLetter| letter.status.id,
-        async |queue, page| inspect.dead(queue, filter.clone(), page).await,
+        async |queue, page| look(inspect.dead(queue, filter.clone(), page)).await,
     );
     let found = found.await?;
     let letters: Vec<Value> = found.items.iter().map(summary).collect();
@@ -86,7 +86,9 @@ fn summary(letter: &DeadLetter) -> Value {
 pub async fn dead_letter(shared: &Arc<Shared>, id: &str) -> Result<Value, Refused> {
     let id = parse(id)?;
     let backend = shared.queues.backend().ok_or_else(|| unknown(id))?;
-    let letter = facet(&*backend)?.dead_letter(id).await.map_err(refused)?;
+    let letter = look(facet(&*backend)?.dead_letter(id))
+        .await
+        .map_err(refused)?;
     let letter = letter.ok_or_else(|| {
         (
             StatusCode::NOT_FOUND,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::StatusCode;
 use outrigger_queue::{Inspect, MessageId, Page, PageRequest, QueueBackend, StoreError};
@@ -19,16 +20,48 @@ pub type Refused = (StatusCode, String);
 /// Most items of one page.
 pub(super) const MAX_PAGE: usize = 1_000;
 
+/// How long a look into the store may take; a disk that hangs must not hang the admin API.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How long a change of many messages may take.
+const CHANGE: Duration = Duration::from_secs(25);
+
+/// What a look into the store finds, if it answers within 250 ms.
+pub(super) async fn look<T>(
+    asked: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let answer = tokio::time::timeout(LOOK, asked).await;
+    answer.unwrap_or_else(|_| {
+        let why = "no answer within 250 ms; its disk is slow or stuck";
+        Err(StoreError::Unavailable(why.to_owned()))
+    })
+}
+
+/// What a change of the store did, if it answers within 25 s.
+pub(super) async fn change<T>(
+    asked: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, Refused> {
+    let answer = tokio::time::timeout(CHANGE, asked).await;
+    let answer = answer.unwrap_or_else(|_| {
+        let why = "no answer within 25 s; whether it was done is unknown";
+        Err(StoreError::Unavailable(why.to_owned()))
+    });
+    answer.map_err(refused)
+}
+
 /// The queues of the config, and those that ever held a message.
+///
+/// # Errors
+/// The store did not answer.
 pub(super) async fn names(
     snapshot: &Snapshot,
     backend: Option<&dyn QueueBackend>,
-) -> BTreeSet<String> {
+) -> Result<BTreeSet<String>, StoreError> {
     let mut names: BTreeSet<String> = snapshot.queues.keys().cloned().collect();
     if let Some(inspect) = backend.and_then(|backend| backend.inspect()) {
-        names.extend(inspect.queues().await.unwrap_or_default());
+        names.extend(look(inspect.queues()).await?);
     }
-    names
+    Ok(names)
 }
 
 /// A page over several queues, in the order of the ids.
@@ -68,7 +101,8 @@ pub(super) async fn chosen(
     backend: &dyn QueueBackend,
     asked: Option<String>,
 ) -> Result<Vec<String>, Refused> {
-    let names: Vec<String> = names(snapshot, Some(backend)).await.into_iter().collect();
+    let names = names(snapshot, Some(backend)).await.map_err(refused)?;
+    let names: Vec<String> = names.into_iter().collect();
     let Some(asked) = asked else { return Ok(names) };
     match resolve(names.iter().map(String::as_str), &asked) {
         Some(name) => Ok(vec![name]),
@@ -174,6 +208,14 @@ mod tests {
         check("orders", None);
         check("mailer", Some("mailer"));
         check("nobody", None);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_hangs_is_told_soon() {
+        let error = look(std::future::pending::<Result<(), _>>())
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("250 ms"), "{error}");
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use crate::app::Shared;
 use crate::clock;
 use crate::queueing::letters::Filter;
 use crate::queueing::lookup::{
-    MAX_PAGE, Refused, bad, chosen, facet, opened, parse, refused, service_name,
+    MAX_PAGE, Refused, bad, change, chosen, facet, look, opened, parse, refused, service_name,
 };
 use crate::snapshot::Snapshot;
 
@@ -69,12 +69,13 @@ pub async fn replay(shared: &Arc<Shared>, body: &Value) -> Result<Value, Refused
         let (replayed, skipped) = matching(inspect, &selection).await?;
         return Ok(json!({"dryRun": true, "replayed": replayed, "skipped": skipped}));
     }
-    let report = inspect
-        .replay(selection, to.clone(), clock::unix_now())
-        .await
-        .map_err(refused)?;
+    let replaying = inspect.replay(selection, to.clone(), clock::unix_now());
+    let report = change(replaying).await?;
     for id in &report.replayed {
-        if let Ok(Some(view)) = inspect.status(*id).await {
+        let Ok(view) = look(inspect.status(*id)).await else {
+            break; // the rest would not be answered either
+        };
+        if let Some(view) = view {
             shared
                 .queues
                 .meters(&shared.metrics, &view.queue)
@@ -115,15 +116,9 @@ pub async fn purge(shared: &Arc<Shared>, body: &Value) -> Result<Value, Refused>
         let Selection::Matching { queue, .. } = &selection else {
             return Err(bad("pending: name a queue".to_owned()));
         };
-        purged += inspect
-            .purge_pending(queue, clock::unix_now())
-            .await
-            .map_err(refused)?;
+        purged += change(inspect.purge_pending(queue, clock::unix_now())).await?;
     }
-    purged += inspect
-        .purge(selection, clock::unix_now())
-        .await
-        .map_err(refused)?;
+    purged += change(inspect.purge(selection, clock::unix_now())).await?;
     info!(purged, "messages purged");
     Ok(json!({"dryRun": false, "purged": purged}))
 }
@@ -168,7 +163,7 @@ async fn matching(
     match selection {
         Selection::Ids(ids) => {
             for id in ids {
-                let found = inspect.dead_letter(*id).await.map_err(refused)?;
+                let found = look(inspect.dead_letter(*id)).await.map_err(refused)?;
                 let list = if found.is_some() { &mut yes } else { &mut no };
                 list.push(id.to_string());
             }
@@ -179,8 +174,7 @@ async fn matching(
                 limit: MAX_PAGE,
             };
             while yes.len() < *max {
-                let found = inspect
-                    .dead(queue, filter.clone(), page)
+                let found = look(inspect.dead(queue, filter.clone(), page))
                     .await
                     .map_err(refused)?;
                 yes.extend(

@@ -37,6 +37,9 @@ const MESSAGES: &str = "/.outrigger/messages";
 /// When to ask again for what is not there yet.
 pub(super) const COME_BACK: Duration = Duration::from_secs(1);
 
+/// How long the store may take to answer, beside what `Prefer: wait` asks for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Whether a path is answered by the sidecar itself.
 pub fn is_ours(path: &str) -> bool {
     path.starts_with(PREFIX)
@@ -61,7 +64,13 @@ pub fn id_value(id: MessageId) -> HeaderValue {
 /// `message_unknown`, `result_gone`, `not_cancellable`, `queue_unavailable`, `bad_request`, and
 /// `no_route` for what is not there.
 pub async fn serve(call: &mut Call) -> Result<Response<ResponseBody>, ProxyError> {
-    let response = Box::pin(answer(call)).await?;
+    let wait = headers::parse_prefer(&call.parts.headers).wait;
+    let limit = wait.unwrap_or_default().min(MAX_WAIT) + PATIENCE;
+    let answered = tokio::time::timeout(limit, Box::pin(answer(call))).await;
+    let response = answered.unwrap_or_else(|_| {
+        let why = "no answer in time; its disk is slow or stuck";
+        Err(unavailable(&StoreError::Unavailable(why.to_owned())))
+    })?;
     Ok(call.answer(response))
 }
 

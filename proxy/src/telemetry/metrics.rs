@@ -105,6 +105,21 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Enqueued minus everything accounted for; always 0.",
     ),
     (
+        "outrigger_queue_store_ready",
+        Kind::Gauge,
+        "1 while the queue store takes work; 0 while it is opened, failed or stuck.",
+    ),
+    (
+        "outrigger_queue_store_bytes",
+        Kind::Gauge,
+        "Size of the queue store's file.",
+    ),
+    (
+        "outrigger_queue_store_free_bytes",
+        Kind::Gauge,
+        "Bytes left on the queue store's volume at the last look.",
+    ),
+    (
         "outrigger_config_applied_timestamp_seconds",
         Kind::Gauge,
         "When the mesh config in force was applied.",
