@@ -15,6 +15,7 @@ use http::{HeaderMap, Method, Response};
 use http_body::Body as _;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers::{self, Prefer, TraceContext};
+use outrigger_core::time::Mono;
 use outrigger_queue::{
     Durability, EnqueueError, EnqueueOutcome, Health, IdemKey, Message, MessageId, QueueBackend,
     QueueLimits, ResultOutcome, State, StoredResult, wait_final,
@@ -34,6 +35,9 @@ use crate::snapshot::{Async, Route, Secrets, Service, When};
 
 /// The longest `Prefer: wait` that is honoured; beyond it proxies in between give up anyway.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// The longest that a call waits for a store that is being opened.
+const OPENING: Duration = Duration::from_secs(5);
 
 /// What is to become of a call, by its head.
 pub enum Plan {
@@ -150,7 +154,8 @@ fn why_not(
 ///
 /// # Errors
 /// `request_too_large`, `not_queueable`, `queue_full`, `queue_unavailable`, `idempotency_mismatch`,
-/// `deadline_exceeded`, `bad_request` for a body that breaks off.
+/// `deadline_exceeded`, `bad_request` for a body that breaks off. After `queue_unavailable` because
+/// the store did not answer within the request timeout it is unknown whether the message is stored.
 ///
 /// # Cancel safety
 /// Dropping the future after the body was read may leave an accepted message behind; a caller that
@@ -178,7 +183,7 @@ async fn convert(
         .as_ref()
         .expect("a plan is made for an async route");
     call.observation.routed(service, route);
-    let backend = open_store(call)?;
+    let backend = open_store(call, route).await?;
     let limits = limits(call, policy)?;
     let (body, trailers) = match read(call, route, policy, payload).await? {
         Read::Whole(body, trailers) => (body, trailers),
@@ -191,7 +196,7 @@ async fn convert(
     };
     let message = message(call, service, route, policy, &plan, body, trailers.as_ref());
     let queue = message.queue.clone();
-    let id = store_message(call, &*backend, message, limits).await?;
+    let id = store_message(call, route, &*backend, message, limits).await?;
     let metrics = &call.worker.shared.metrics;
     if let Stored::New(_) = id {
         call.worker
@@ -217,14 +222,46 @@ async fn convert(
 }
 
 /// The store, if it takes work: asked before the body is read, so that a caller that waits for
-/// `100 Continue` sends nothing in vain.
-fn open_store(call: &Call) -> Result<Arc<dyn QueueBackend>, ProxyError> {
+/// `100 Continue` sends nothing in vain. One that is being opened is waited for.
+async fn open_store(call: &Call, route: &Route) -> Result<Arc<dyn QueueBackend>, ProxyError> {
     let queues = &call.worker.shared.queues;
     queues.ensure_open(&call.snapshot);
-    match queues.backend() {
-        Some(backend) if backend.health() == Health::Ready => Ok(backend),
-        _ => Err(unavailable(store::why_not(queues.health()))),
+    if let Some(opened) = queues.opened() {
+        if matches!(opened.health(), Health::Recovering(_)) {
+            let longest = clock::now() + OPENING;
+            let until = patience(call, route).map_or(longest, |until| until.min(longest));
+            // How it ended is read from its health.
+            let _ = tokio::time::timeout_at(clock::instant(until), opened.ready()).await;
+        }
+        if opened.health() == Health::Ready {
+            return Ok(opened.backend());
+        }
     }
+    Err(unavailable(store::why_not(queues.health())))
+}
+
+/// Until when a call waits for the store: for the route's request timeout, which runs from the last
+/// byte of the body as for a synchronous call, or until the caller's deadline.
+fn patience(call: &Call, route: &Route) -> Option<Mono> {
+    let ours = route.timeouts.request.map(|limit| clock::now() + limit);
+    let caller = call.caller_timeout().map(|timeout| call.start + timeout);
+    [ours, caller].into_iter().flatten().min()
+}
+
+/// What the store answers, if it does until then.
+async fn in_time<T>(
+    until: Option<Mono>,
+    storing: impl Future<Output = T>,
+) -> Result<T, ProxyError> {
+    let Some(until) = until else {
+        return Ok(storing.await);
+    };
+    let answer = tokio::time::timeout_at(clock::instant(until), storing).await;
+    answer.map_err(|_| {
+        let detail = "the queue store did not answer in time; whether the message will be \
+                      delivered is unknown, and a repeat with the same Idempotency-Key finds it";
+        unavailable(detail.to_owned())
+    })
 }
 
 fn unavailable(detail: String) -> ProxyError {
@@ -324,22 +361,13 @@ impl Stored {
 
 async fn store_message(
     call: &Call,
+    route: &Route,
     backend: &dyn QueueBackend,
     message: Message,
     limits: QueueLimits,
 ) -> Result<Stored, ProxyError> {
     let storing = backend.enqueue(message, limits, clock::unix_now());
-    let outcome = match call.caller_timeout() {
-        None => storing.await,
-        Some(timeout) => {
-            let until = clock::instant(call.start + timeout);
-            tokio::time::timeout_at(until, storing).await.map_err(|_| {
-                let detail = "the message was not durable within the caller's deadline; \
-                              whether it will be is unknown";
-                ProxyError::downstream(ErrorCode::DeadlineExceeded, detail)
-            })?
-        }
-    };
+    let outcome = in_time(patience(call, route), storing).await?;
     match outcome.map_err(|error| refusal(&error))? {
         EnqueueOutcome::Accepted(receipt) => {
             durable(receipt.durability).map(|()| Stored::New(receipt.id))
@@ -390,18 +418,18 @@ async fn wait_for_answer(
     if let Some(timeout) = call.caller_timeout() {
         until = until.min(call.start + timeout);
     }
-    let waiting = wait_final(inspect, id);
-    let view = tokio::time::timeout_at(clock::instant(until), waiting)
-        .await
-        .ok()?
-        .ok()??;
-    if view.state != State::Succeeded {
-        return None;
-    }
-    match inspect.result(id, clock::unix_now()).await {
-        Ok(ResultOutcome::Ready(result)) => Some(result),
-        _ => None,
-    }
+    let waiting = async {
+        let view = wait_final(inspect, id).await.ok()??;
+        if view.state != State::Succeeded {
+            return None;
+        }
+        match inspect.result(id, clock::unix_now()).await {
+            Ok(ResultOutcome::Ready(result)) => Some(result),
+            _ => None,
+        }
+    };
+    let answer = tokio::time::timeout_at(clock::instant(until), waiting).await;
+    answer.ok().flatten()
 }
 
 #[cfg(test)]
@@ -411,6 +439,17 @@ mod tests {
     use outrigger_core::redelivery;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_store_that_hangs_is_waited_for_no_longer_than_allowed() {
+        let error = in_time(Some(clock::now()), std::future::pending::<()>())
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, ErrorCode::QueueUnavailable);
+        assert!(error.detail.contains("unknown"), "{}", error.detail);
+        assert!(error.detail.contains("Idempotency-Key"), "{}", error.detail);
+        assert_eq!(in_time(None, async { 7 }).await.unwrap(), 7);
+    }
 
     fn policy(when: When) -> Async {
         Async {

@@ -1,8 +1,8 @@
 //! What a sidecar finds again after its end.
 
 use outrigger_tests::mesh::Sidecar;
-use outrigger_tests::until_true;
 use outrigger_tests::upstream::{Gate, Reply, Upstream};
+use outrigger_tests::{until, until_true};
 
 use crate::{accepted, assert_no_drift, in_state, mesh, post, status, store_ready};
 
@@ -81,4 +81,43 @@ async fn a_shutdown_that_runs_out_of_time_dead_letters_nothing() {
     store_ready(&sidecar).await;
     in_state(&sidecar, &id, "succeeded").await;
     assert_no_drift(&sidecar.metrics().await);
+}
+
+#[tokio::test]
+async fn a_call_waits_for_a_store_that_is_being_opened() {
+    let upstream = Upstream::h1(|_| Reply::ok("")).await;
+    let sidecar = Sidecar::start(mesh(&upstream, "when: Always", "")).await;
+    let id = accepted(&sidecar, post("at once")).await;
+    in_state(&sidecar, &id, "succeeded").await;
+}
+
+#[tokio::test]
+async fn a_store_that_failed_is_told_of_and_tried_again() {
+    let upstream = Upstream::h1(|_| Reply::ok("")).await;
+    let mut sidecar = Sidecar::start(mesh(&upstream, "when: Always", "")).await;
+    store_ready(&sidecar).await;
+    let metrics = sidecar.metrics().await;
+    assert_eq!(metrics.sum("outrigger_queue_store_ready", &[]), 1.0);
+    assert!(metrics.sum("outrigger_queue_store_bytes", &[]) > 0.0);
+    assert!(metrics.has("outrigger_queue_store_free_bytes"));
+    sidecar.stop().await;
+
+    let queue = sidecar.mesh_file().with_file_name("state").join("queue");
+    std::fs::remove_dir_all(&queue).expect("removed");
+    std::fs::write(&queue, "in the way").expect("written");
+    sidecar.start_again();
+    sidecar.ready().await;
+    until("it has failed", || async {
+        (sidecar.view("/queues").await["store"]["health"] == "failed").then_some(())
+    })
+    .await;
+    let refused = sidecar.call(post("x")).await;
+    refused.assert_error(503, "queue_unavailable");
+    let metrics = sidecar.metrics().await;
+    assert!(metrics.has("outrigger_queue_store_ready"));
+    assert_eq!(metrics.sum("outrigger_queue_store_ready", &[]), 0.0);
+    std::fs::remove_file(&queue).expect("removed");
+    store_ready(&sidecar).await;
+    let id = accepted(&sidecar, post("x")).await;
+    in_state(&sidecar, &id, "succeeded").await;
 }
