@@ -429,7 +429,8 @@ async fn drain(shared: &Shared) {
     shared.drain.advance(Phase::Closing);
     if ended.is_err() {
         let (inbound, outbound) = shared.drain.open();
-        warn!(inbound, outbound, "connections cut at the end of the drain");
+        let deliveries = shared.drain.deliveries();
+        warn!(inbound, outbound, deliveries, "cut at the end of the drain");
     }
     shared.queues.close().await;
     shared.drain.advance(Phase::Gone);
