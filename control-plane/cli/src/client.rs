@@ -21,8 +21,10 @@ pub(crate) const ADMIN: &str = "http://127.0.0.1:15020";
 /// Where the control plane is, unless said otherwise.
 pub(crate) const CONTROL_PLANE: &str = "http://127.0.0.1:15011";
 
-/// Longer than an answer takes; long-polls of the demo included.
+/// Longer than a change takes; long-polls of the demo included.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than a read takes.
+const READ_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which sidecar to ask.
 #[derive(Debug, Clone, Args)]
@@ -125,18 +127,29 @@ impl Client {
             .as_ref()
             .map(|(_, _, text)| text.clone())
             .unwrap_or_default();
-        send(&self.authority, method, path, &headers, text.into())
-            .await
-            .map_err(|problem| {
-                let Self {
-                    authority,
-                    what,
-                    advice,
-                } = self;
-                Failure::unusable(format!(
-                    "cannot ask {what} at http://{authority}: {problem}; {advice}"
-                ))
-            })
+        let patience = match method {
+            Method::GET => READ_PATIENCE,
+            _ => PATIENCE,
+        };
+        send_within(
+            patience,
+            &self.authority,
+            method,
+            path,
+            &headers,
+            text.into(),
+        )
+        .await
+        .map_err(|problem| {
+            let Self {
+                authority,
+                what,
+                advice,
+            } = self;
+            Failure::unusable(format!(
+                "cannot ask {what} at http://{authority}: {problem}; {advice}"
+            ))
+        })
     }
 
     async fn json(
@@ -204,6 +217,18 @@ pub(crate) async fn send(
     headers: &[(&str, &str)],
     body: Bytes,
 ) -> Result<Answer, String> {
+    send_within(PATIENCE, authority, method, path, headers, body).await
+}
+
+/// [`send`] with its own limit instead of 30 s.
+async fn send_within(
+    patience: Duration,
+    authority: &str,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Bytes,
+) -> Result<Answer, String> {
     let exchange = async {
         let stream = TcpStream::connect(authority)
             .await
@@ -238,9 +263,9 @@ pub(crate) async fn send(
             _ = &mut connection => answered.await,
         }
     };
-    timeout(PATIENCE, exchange)
+    timeout(patience, exchange)
         .await
-        .map_err(|_| "no answer within 30s".to_owned())?
+        .map_err(|_| format!("no answer within {}s", patience.as_secs()))?
 }
 
 fn told(error: &hyper::Error) -> String {

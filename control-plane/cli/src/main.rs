@@ -90,14 +90,14 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Demo(options) => demo::run(&options),
         Command::Check(options) => check::run(&options, format),
-        Command::Explain(options) => asking(explain::run(options, format)),
+        Command::Explain(options) => asking(format, explain::run(options, format)),
         Command::Schema(options) => schema::run(&options),
-        Command::Status(options) => asking(status::run(options, format)),
-        Command::Routes(admin) => asking(sidecar::routes(admin, format)),
-        Command::Endpoints(admin) => asking(sidecar::endpoints(admin, format)),
-        Command::Breakers(admin) => asking(sidecar::breakers(admin, format)),
-        Command::Queue(command) => asking(queue::queue(command, format)),
-        Command::Dlq(command) => asking(queue::dlq(command, format)),
+        Command::Status(options) => asking(format, status::run(options, format)),
+        Command::Routes(admin) => asking(format, sidecar::routes(admin, format)),
+        Command::Endpoints(admin) => asking(format, sidecar::endpoints(admin, format)),
+        Command::Breakers(admin) => asking(format, sidecar::breakers(admin, format)),
+        Command::Queue(command) => asking(format, queue::queue(command, format)),
+        Command::Dlq(command) => asking(format, queue::dlq(command, format)),
         Command::Proxy(arguments) => outrigger_proxy::cli::main(arguments.named("outrigger-proxy")),
         Command::ControlPlane(arguments) => control_plane(arguments),
     }
@@ -119,7 +119,7 @@ fn control_plane(arguments: Arguments) -> ExitCode {
 }
 
 /// Runs a command that asks over the network.
-fn asking(command: impl Future<Output = Result<(), Failure>>) -> ExitCode {
+fn asking(format: Format, command: impl Future<Output = Result<(), Failure>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -129,7 +129,7 @@ fn asking(command: impl Future<Output = Result<(), Failure>>) -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.tell(),
+        Err(failure) => failure.tell(format),
     }
 }
 

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The exit code when there are errors in what was asked about.
 pub(crate) const ERRORS: u8 = 1;
@@ -29,6 +29,8 @@ pub(crate) struct Failure {
     /// One sentence, and what to do.
     pub(crate) message: String,
     code: u8,
+    /// What is known nevertheless, for programs.
+    value: Option<Value>,
 }
 
 impl Failure {
@@ -37,6 +39,7 @@ impl Failure {
         Self {
             message: message.into(),
             code: ERRORS,
+            value: None,
         }
     }
 
@@ -45,13 +48,31 @@ impl Failure {
         Self {
             message: message.into(),
             code: UNUSABLE,
+            value: None,
         }
     }
 
-    /// Says it on standard error.
-    pub(crate) fn tell(&self) -> ExitCode {
+    /// What is known nevertheless: an object, which programs get with the error in it.
+    pub(crate) fn with(mut self, value: Value) -> Self {
+        self.value = Some(value);
+        self
+    }
+
+    /// Says it on standard error, and to programs also on standard output.
+    pub(crate) fn tell(self, format: Format) -> ExitCode {
         eprintln!("outrigger: {}", self.message);
-        ExitCode::from(self.code)
+        let code = ExitCode::from(self.code);
+        if format == Format::Json {
+            print_json(&self.json());
+        }
+        code
+    }
+
+    /// `{"error": …}` beside what is known.
+    fn json(self) -> Value {
+        let mut value = self.value.unwrap_or_else(|| json!({}));
+        value["error"] = self.message.into();
+        value
     }
 }
 
@@ -125,9 +146,15 @@ pub(crate) fn items(value: &Value) -> &[Value] {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+
+    #[test]
+    fn a_failure_is_one_object_for_programs() {
+        let bare = Failure::errors("no").json();
+        assert_eq!(bare, json!({"error": "no"}));
+        let known = Failure::errors("no").with(json!({"a": 1})).json();
+        assert_eq!(known, json!({"a": 1, "error": "no"}));
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use crate::client::{Admin, encode};
-use crate::output::{Failure, Format, cell, items, print_as, table};
+use crate::output::{Failure, Format, cell, items, print, print_as, table};
 
 /// What to do with queues.
 #[derive(Debug, Subcommand)]
@@ -156,6 +156,14 @@ pub(crate) async fn queue(command: Queue, format: Format) -> Result<(), Failure>
     match command {
         Queue::Ls(admin) => {
             let value = admin.client()?.get("/queues").await?;
+            let store = &value["store"];
+            if store["health"] == "failed" {
+                if format == Format::Table {
+                    print(&queues_table(&value));
+                }
+                let message = format!("the queue store failed: {}", cell(&store["reason"]));
+                return Err(Failure::errors(message).with(value));
+            }
             print_as(format, &value, queues_table);
         }
         Queue::Show {

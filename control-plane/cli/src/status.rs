@@ -148,9 +148,28 @@ async fn sidecar(address: &str, format: Format) -> Result<(), Failure> {
         config.insert("documents".to_owned(), documents.into());
         config.insert("ready".to_owned(), ready.status.is_success().into());
         config.insert("readiness".to_owned(), ready.text().trim().into());
+        config.insert("store".to_owned(), store(&client).await?);
     }
     print_as(format, &config, sidecar_table);
     Ok(())
+}
+
+/// The queue store as `/queues` tells it; `unknown` where that is not to be had.
+async fn store(client: &Client) -> Result<Value, Failure> {
+    let answer = client.ask(Method::GET, "/queues", None).await?;
+    let value = answer.json();
+    if answer.status.is_success() {
+        return Ok(value["store"].clone());
+    }
+    Ok(json!({"health": "unknown", "reason": value["detail"]}))
+}
+
+fn store_line(store: &Value) -> String {
+    let health = cell(&store["health"]);
+    match store["reason"].as_str() {
+        Some(reason) => format!("{health}: {reason}"),
+        None => health,
+    }
 }
 
 fn sidecar_table(config: &Value) -> String {
@@ -173,6 +192,7 @@ fn sidecar_table(config: &Value) -> String {
         ),
         row("from", cell(&config["source"])),
         row("applied", applied(&config["appliedAt"])),
+        row("queue store", store_line(&config["store"])),
     ];
     if !link.is_null() {
         let state = if link["connected"] == true {
@@ -219,6 +239,17 @@ fn applied(at: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_that_failed_is_shown_with_its_reason() {
+        let config = json!({"ready": true, "store": {"health": "failed", "reason": "damaged"}});
+        let text = sidecar_table(&config);
+        assert!(text.contains("queue store   failed: damaged\n"), "{text}");
+        assert_eq!(
+            store_line(&json!({"health": "none", "reason": null})),
+            "none"
+        );
+    }
 
     #[test]
     fn a_refusal_is_shown_with_its_place() {

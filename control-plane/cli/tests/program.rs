@@ -101,6 +101,45 @@ fn a_sidecar_that_is_not_there_is_status_2_and_names_the_address() {
 }
 
 #[test]
+fn programs_get_an_error_as_json_and_a_silent_sidecar_is_not_waited_for_long() {
+    // Accepts by its backlog and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", silent.local_addr().expect("an address"));
+    let output = outrigger(&["queue", "ls", "--output", "json", "--admin", &url]);
+    assert_eq!(output.status.code(), Some(2));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let error = said["error"].as_str().expect("an error");
+    assert!(error.contains("no answer within 5s"), "{error}");
+    assert!(text(&output.stderr).contains(error));
+}
+
+#[test]
+fn a_queue_store_that_failed_is_status_1_with_the_reason() {
+    use std::io::{Read as _, Write as _};
+    let sidecar = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", sidecar.local_addr().expect("an address"));
+    let serving = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut stream, _) = sidecar.accept().expect("a connection");
+            let _ = stream.read(&mut [0; 4096]);
+            let body = r#"{"store":{"health":"failed","reason":"damaged"},"queues":[]}"#;
+            let length = body.len();
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}");
+            stream.write_all(head.as_bytes()).expect("written");
+        }
+    });
+    let output = outrigger(&["queue", "ls", "--admin", &url]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("the queue store failed: damaged"));
+    let output = outrigger(&["queue", "ls", "-o", "json", "--admin", &url]);
+    assert_eq!(output.status.code(), Some(1));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(said["error"], "the queue store failed: damaged");
+    assert_eq!(said["store"]["health"], "failed");
+    serving.join().expect("served");
+}
+
+#[test]
 fn schemas_are_json_schemas() {
     for which in ["mesh", "proxy", "control-plane"] {
         let output = outrigger(&["schema", which]);
