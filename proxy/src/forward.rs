@@ -140,7 +140,9 @@ pub async fn exchange(
     route.state.budget.deposit(&route.budget, call.start);
 
     let mut tried: Vec<std::net::SocketAddr> = Vec::new();
-    for number in 1.. {
+    let mut number = 0;
+    loop {
+        number += 1;
         let last = number > allowed;
         let counted = number - resent;
         let may_retry =
@@ -205,7 +207,6 @@ pub async fn exchange(
             Err(failure) => Err(give_up(call, failure, stop)),
         };
     }
-    unreachable!("the number of attempts is bounded by the route")
 }
 
 /// Whether nobody can have worked on the request, so that sending it again is no retry: it needs
