@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use redb::Database;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::engine::{Engine, Reads};
 use super::options::{OpenError, Options};
@@ -197,7 +197,7 @@ impl Writer {
 
     /// Answers nobody until closed: someone must act.
     fn refuse(&self, error: OpenError) -> Option<Reply<()>> {
-        error!(%error, "queue store is not available");
+        debug!(%error, "queue store is not available");
         self.shared.phase.send_replace(Phase::Failed(error));
         self.shared.wake_all();
         loop {
