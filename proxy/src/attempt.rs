@@ -196,9 +196,13 @@ pub async fn attempt(
     let response = match timer.guard(sent).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
-            let reused = lease.reused();
-            lease.discard();
-            return Err(failed(endpoint, classify(call, addr, error, reused)));
+            let failure = classify(call, addr, error, lease.reused());
+            if failure.stale {
+                lease.discard_stale();
+            } else {
+                lease.discard();
+            }
+            return Err(failed(endpoint, failure));
         }
         Err(observed) => {
             lease.discard();

@@ -410,8 +410,8 @@ impl Call {
                 self.upload = Upload::new(self.start, false);
                 let upload = Rc::clone(&self.upload);
                 let cap = route.retry.max_body_bytes;
-                let retries = self.inline_retries && route.retry.attempts > 0;
-                if !retries || incoming.size_hint().lower() > cap {
+                // Also without retries: who turns a request away untouched gets it again.
+                if incoming.size_hint().lower() > cap {
                     return OutgoingBody::Once(Some(RequestBody::Streaming(incoming, upload)));
                 }
                 OutgoingBody::Replay(Replay::new(incoming, cap, upload))

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +32,9 @@ pub enum BodyError {
     /// The peer that was sending broke off.
     #[error("the sending peer broke off")]
     Peer(#[source] hyper::Error),
+    /// The request is being sent again elsewhere.
+    #[error("given up for another try")]
+    Superseded,
     /// Nothing moved for the route's `timeouts.idle`.
     #[error("idle for too long")]
     Idle,
@@ -207,6 +210,10 @@ struct ReplayState {
     trailers: Option<HeaderMap>,
     ended: bool,
     upload: Rc<Upload>,
+    /// The reader in force, and how to tell it that it no longer is: two readers of one source
+    /// would take each other's frames and wakeups.
+    current: u64,
+    waiting: Option<Waker>,
 }
 
 impl Replay {
@@ -224,18 +231,28 @@ impl Replay {
             trailers: None,
             ended: false,
             upload,
+            current: 0,
+            waiting: None,
         };
         Self {
             state: Rc::new(RefCell::new(state)),
         }
     }
 
-    /// The body from its start; `None` once more than the cap has passed.
+    /// The body from its start; `None` once more than the cap has passed. The reader before it
+    /// breaks off, and its connection with it.
     pub fn reader(&self) -> Option<ReplayReader> {
-        let state = self.state.borrow();
-        let consumed = state.overflowed && state.upload.bytes() > 0;
-        (!consumed).then(|| ReplayReader {
+        let mut state = self.state.borrow_mut();
+        if state.overflowed && state.upload.bytes() > 0 {
+            return None;
+        }
+        state.current += 1;
+        if let Some(superseded) = state.waiting.take() {
+            superseded.wake();
+        }
+        Some(ReplayReader {
             state: Rc::clone(&self.state),
+            number: state.current,
             next: 0,
         })
     }
@@ -249,6 +266,7 @@ impl Replay {
 /// One pass over a [`Replay`].
 pub struct ReplayReader {
     state: Rc<RefCell<ReplayState>>,
+    number: u64,
     next: usize,
 }
 
@@ -258,6 +276,9 @@ impl ReplayReader {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let state = &mut *self.state.borrow_mut();
+        if self.number != state.current {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
         if let Some(chunk) = state.chunks.get(self.next) {
             self.next += 1;
             return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
@@ -271,7 +292,10 @@ impl ReplayReader {
             self.next = state.chunks.len() + 1;
             return Poll::Ready(trailers.map(|map| Ok(Frame::trailers(map))));
         }
-        let polled = std::task::ready!(state.upload.poll(&mut state.source, cx));
+        let Poll::Ready(polled) = state.upload.poll(&mut state.source, cx) else {
+            state.waiting = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
         state.ended = state.upload.ended();
         if let Some(Ok(frame)) = &polled {
             state.remember(frame);

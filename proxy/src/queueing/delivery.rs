@@ -274,7 +274,7 @@ impl Judged {
     /// The answer broke off behind its head.
     fn broken(fields: &HeaderMap, status: StatusCode, error: &BodyError) -> Self {
         let code = match error {
-            BodyError::Peer(_) => ErrorCode::UpstreamReset,
+            BodyError::Peer(_) | BodyError::Superseded => ErrorCode::UpstreamReset,
             BodyError::Idle => ErrorCode::UpstreamTimeout,
         };
         Self {

@@ -490,6 +490,14 @@ impl Lease {
     pub fn discard(self) {
         drop(self);
     }
+
+    /// The connection had closed before it was used. Those that have been idle for even longer
+    /// are not better, and the next try must not find one of them.
+    pub fn discard_stale(self) {
+        if let Kind::Http1 { pool, .. } = &self.0 {
+            pool.idle.borrow_mut().clear();
+        }
+    }
 }
 
 enum Either<A, B> {
