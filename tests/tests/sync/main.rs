@@ -2,8 +2,10 @@
 
 mod breaker;
 mod drain;
+mod frames;
 mod headers;
 mod protocols;
+mod races;
 mod retries;
 mod routing;
 mod timeouts;
