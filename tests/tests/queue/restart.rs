@@ -121,3 +121,24 @@ async fn a_store_that_failed_is_told_of_and_tried_again() {
     let id = accepted(&sidecar, post("x")).await;
     in_state(&sidecar, &id, "succeeded").await;
 }
+
+#[tokio::test]
+async fn a_damaged_store_starts_empty_once_it_is_moved_away() {
+    let upstream = Upstream::h1(|_| Reply::ok("")).await;
+    let mut sidecar = Sidecar::start(mesh(&upstream, "when: Always", "")).await;
+    store_ready(&sidecar).await;
+    sidecar.stop().await;
+    let queue = sidecar.mesh_file().with_file_name("state").join("queue");
+    let file = queue.join("queue.redb");
+    std::fs::write(&file, "no store at all".repeat(1_000)).expect("written");
+    sidecar.start_again();
+    sidecar.ready().await;
+    until("it has failed", || async {
+        (sidecar.view("/queues").await["store"]["health"] == "failed").then_some(())
+    })
+    .await;
+    std::fs::rename(&file, queue.join("damaged")).expect("moved");
+    store_ready(&sidecar).await;
+    let id = accepted(&sidecar, post("x")).await;
+    in_state(&sidecar, &id, "succeeded").await;
+}
