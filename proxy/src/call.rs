@@ -151,6 +151,11 @@ impl Call {
         self.authority.as_ref()
     }
 
+    /// Whether it is a message on its way to its target.
+    pub fn is_delivery(&self) -> bool {
+        self.direction == Direction::Outbound && !self.inline_retries
+    }
+
     /// The time the caller allows, if it said so.
     pub fn caller_timeout(&self) -> Option<Duration> {
         self.caller_timeout

@@ -210,7 +210,7 @@ pub async fn exchange(
 }
 
 /// Whether nobody can have worked on the request, so that sending it again is no retry: it needs
-/// neither permission nor budget, on inbound and on delivery too. That is a request handed back,
+/// neither permission nor budget, whatever the path. That is a request handed back,
 /// a stream refused or above GOAWAY's last id, and the keep-alive race, in which only requests
 /// that may be repeated are sent again, because the race cannot be proved.
 fn untouched(call: &Call, body: &OutgoingBody, failure: &Failure) -> bool {
@@ -218,7 +218,8 @@ fn untouched(call: &Call, body: &OutgoingBody, failure: &Failure) -> bool {
     let repeatable = (facts.idempotent && !facts.grpc) || facts.keyed;
     let untouched = match failure.observed {
         Observed::Unsent | Observed::RefusedStream => true,
-        Observed::ResetBeforeResponse => failure.stale && repeatable,
+        // A delivery counts such a try and comes back by itself.
+        Observed::ResetBeforeResponse => failure.stale && repeatable && !call.is_delivery(),
         _ => false,
     };
     untouched && facts.replay == retry::Replay::Yes
