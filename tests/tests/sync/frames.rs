@@ -4,22 +4,22 @@ use outrigger_tests::upstream::Raw;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-pub const DATA: u8 = 0;
-pub const HEADERS: u8 = 1;
-pub const RST_STREAM: u8 = 3;
-pub const SETTINGS: u8 = 4;
-pub const GOAWAY: u8 = 7;
-pub const WINDOW_UPDATE: u8 = 8;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
 
-pub const END_STREAM: u8 = 1;
-pub const END_HEADERS: u8 = 4;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
 /// `:status: 200`, an entry of the static table.
-pub const OK: &[u8] = &[0x88];
+pub(crate) const OK: &[u8] = &[0x88];
 
 /// A frame.
-pub struct Frame {
+pub(crate) struct Frame {
     pub kind: u8,
     pub flags: u8,
     pub stream: u32,
@@ -27,7 +27,7 @@ pub struct Frame {
 }
 
 /// Reads one; none at the end.
-pub async fn read(stream: &mut TcpStream) -> Option<Frame> {
+pub(crate) async fn read(stream: &mut TcpStream) -> Option<Frame> {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await.ok()?;
     let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
@@ -43,7 +43,7 @@ pub async fn read(stream: &mut TcpStream) -> Option<Frame> {
 }
 
 /// The bytes of a frame.
-pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a short payload");
     let mut bytes = length.to_be_bytes()[1..].to_vec();
     bytes.extend([kind, flags]);
@@ -53,22 +53,22 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// 200 without a body.
-pub fn answered(stream: u32) -> Vec<u8> {
+pub(crate) fn answered(stream: u32) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, OK)
 }
 
 /// RST_STREAM with REFUSED_STREAM.
-pub fn refused(stream: u32) -> Vec<u8> {
+pub(crate) fn refused(stream: u32) -> Vec<u8> {
     frame(RST_STREAM, 0, stream, &7_u32.to_be_bytes())
 }
 
 /// A graceful GOAWAY: nothing above `last` was worked on.
-pub fn go_away(last: u32) -> Vec<u8> {
+pub(crate) fn go_away(last: u32) -> Vec<u8> {
     frame(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat())
 }
 
 /// A literal field, not to be remembered.
-pub fn field(name: &str, value: &str) -> Vec<u8> {
+pub(crate) fn field(name: &str, value: &str) -> Vec<u8> {
     let mut bytes = vec![0];
     for text in [name, value] {
         bytes.push(u8::try_from(text.len()).expect("a short text"));
@@ -79,7 +79,7 @@ pub fn field(name: &str, value: &str) -> Vec<u8> {
 
 /// An upstream that greets with `settings` and answers every HEADERS and RST_STREAM with what
 /// `answer` makes of its type and stream; it closes the connection when that is none.
-pub async fn peer(
+pub(crate) async fn peer(
     settings: &'static [u8],
     answer: impl Fn(u8, u32) -> Option<Vec<u8>> + Clone + Send + Sync + 'static,
 ) -> Raw {

@@ -8,4 +8,5 @@ mod protocols;
 mod races;
 mod retries;
 mod routing;
+mod sharing;
 mod timeouts;
