@@ -101,7 +101,8 @@ async fn answer(
             "only loopback peers may see messages or change anything",
         );
     }
-    let query = query(request.uri().query().unwrap_or(""));
+    let query: Vec<(String, String)> =
+        queueing::text::query_pairs(request.uri().query().unwrap_or("")).collect();
     let get = |key: &str| {
         query
             .iter()
@@ -184,30 +185,6 @@ async fn body(request: Request<Incoming>) -> Result<Value, Answer> {
         .map_err(|error| problem(StatusCode::BAD_REQUEST, &format!("not JSON: {error}")))
 }
 
-fn query(text: &str) -> Vec<(String, String)> {
-    let decode = |part: &str| {
-        let part = part.replace('+', " ");
-        let mut bytes = Vec::with_capacity(part.len());
-        let mut rest = part.as_bytes();
-        while let [first, tail @ ..] = rest {
-            let hex = (*first == b'%').then(|| tail.get(..2)).flatten();
-            let value = hex
-                .and_then(|hex| std::str::from_utf8(hex).ok())
-                .and_then(|hex| u8::from_str_radix(hex, 16).ok());
-            bytes.push(value.unwrap_or(*first));
-            rest = if value.is_some() { &tail[2..] } else { tail };
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    text.split('&')
-        .filter(|pair| !pair.is_empty())
-        .map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (decode(name), decode(value))
-        })
-        .collect()
-}
-
 fn outcome(result: Result<Value, (StatusCode, String)>) -> Answer {
     match result {
         Ok(value) => json_ok(&value),
@@ -243,16 +220,4 @@ fn text(status: StatusCode, text: &'static str) -> Answer {
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn queries_are_decoded_and_broken_escapes_kept() {
-        let expected = [("queue", "shop/orders"), ("q", "100%"), ("flag", "")];
-        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        assert_eq!(query("queue=shop%2Forders&q=100%&flag"), expected);
-    }
 }

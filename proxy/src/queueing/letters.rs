@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
 use outrigger_config::units::Dur;
 use outrigger_core::time::UnixMillis;
@@ -138,7 +140,7 @@ fn fields_view(fields: &[(String, Vec<u8>)]) -> Vec<Value> {
 fn body_view(body: &[u8]) -> Value {
     match std::str::from_utf8(body) {
         Ok(text) => json!({"encoding": "utf-8", "data": text, "bytes": body.len()}),
-        Err(_) => json!({"encoding": "base64", "data": text::base64(body), "bytes": body.len()}),
+        Err(_) => json!({"encoding": "base64", "data": STANDARD.encode(body), "bytes": body.len()}),
     }
 }
 

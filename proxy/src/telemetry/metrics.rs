@@ -32,7 +32,7 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
     (
         "outrigger_retries_total",
         Kind::Counter,
-        "Retry decisions: retried, or why not.",
+        "Retry decisions: retried, resent (nobody had worked on it), or why not.",
     ),
     (
         "outrigger_breaker_state",
