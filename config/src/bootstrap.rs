@@ -149,6 +149,38 @@ pub struct ProxyListen {
     pub probes: Option<OneOrMany<SocketAddr>>,
 }
 
+impl ProxyListen {
+    /// Where calls of the local application leave.
+    pub fn outbound(&self) -> Vec<SocketAddr> {
+        listed_or(self.outbound.as_ref(), Some(([127, 0, 0, 1], 15001)))
+    }
+
+    /// Where calls to the local application arrive.
+    pub fn inbound(&self) -> Vec<SocketAddr> {
+        listed_or(self.inbound.as_ref(), Some(([0, 0, 0, 0], 15006)))
+    }
+
+    /// Where the whole admin API is.
+    pub fn admin(&self) -> Vec<SocketAddr> {
+        listed_or(self.admin.as_ref(), Some(([127, 0, 0, 1], 15020)))
+    }
+
+    /// Where only health and metrics are.
+    pub fn probes(&self) -> Vec<SocketAddr> {
+        listed_or(self.probes.as_ref(), None)
+    }
+}
+
+fn listed_or(
+    listed: Option<&OneOrMany<SocketAddr>>,
+    default: Option<([u8; 4], u16)>,
+) -> Vec<SocketAddr> {
+    match listed {
+        Some(listed) => listed.to_vec(),
+        None => default.into_iter().map(SocketAddr::from).collect(),
+    }
+}
+
 /// How the sidecar reaches the control plane.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -542,7 +574,7 @@ fn check_proxy(proxy: &ProxyBootstrap, findings: &mut Findings<'_>) {
         ("listen.probes", &listen.probes),
     ];
     check_listeners(&lists, findings);
-    if listen.outbound.is_none() && listen.inbound.is_none() {
+    if listen.outbound().is_empty() && listen.inbound().is_empty() {
         findings.error(
             "E402",
             "listen",
@@ -571,7 +603,7 @@ fn check_control_plane(bootstrap: &ControlPlaneBootstrap, findings: &mut Finding
         ("listen.admin", &listen.admin),
     ];
     check_listeners(&lists, findings);
-    if listen.discovery.is_none() {
+    if listen.discovery.as_ref().is_none_or(|listed| listed.is_empty()) {
         findings.error(
             "E402",
             "listen",
@@ -667,6 +699,6 @@ impl JsonSchema for OneOrMany<SocketAddr> {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let one = serde_json::json!({"type": "string", "format": "socket-address"});
-        json_schema!({"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]})
+        json_schema!({"anyOf": [one, {"type": "array", "items": one}]})
     }
 }

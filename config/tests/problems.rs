@@ -647,9 +647,9 @@ fn bootstrap_problems() {
         ],
     );
     proxy(
-        "workload: {name: a}\nmesh: a\n",
+        "workload: {name: a}\nmesh: a\nlisten: {outbound: [], inbound: []}\n",
         "E402",
-        &["1 @workload listen: neither outbound nor inbound: there is nothing to serve"],
+        &["3 @listen listen: neither outbound nor inbound: there is nothing to serve"],
     );
     proxy(
         "workload: {name: a}\nmesh: a\nlisten: {outbound: '127.0.0.1:1', admin: ['[::1]:1', '127.0.0.1:1']}",

@@ -12,7 +12,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use outrigger_config::bootstrap::{AccessLogWhen, OneOrMany, ProxyBootstrap};
+use outrigger_config::bootstrap::{AccessLogWhen, ProxyBootstrap};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tracing::{info, warn};
 
@@ -183,35 +183,10 @@ pub fn start(bootstrap: ProxyBootstrap) -> Result<Running, StartError> {
         };
         addrs.into_iter().map(bound).collect()
     };
-    let outbound = listen(
-        "outbound",
-        addresses_of(
-            bootstrap.listen.outbound.as_ref(),
-            Some(([127, 0, 0, 1], 15001)),
-        ),
-        workers,
-    )?;
-    let inbound = listen(
-        "inbound",
-        addresses_of(
-            bootstrap.listen.inbound.as_ref(),
-            Some(([0, 0, 0, 0], 15006)),
-        ),
-        workers,
-    )?;
-    let admin = listen(
-        "admin",
-        addresses_of(
-            bootstrap.listen.admin.as_ref(),
-            Some(([127, 0, 0, 1], 15020)),
-        ),
-        1,
-    )?;
-    let probes = listen(
-        "probes",
-        addresses_of(bootstrap.listen.probes.as_ref(), None),
-        1,
-    )?;
+    let outbound = listen("outbound", bootstrap.listen.outbound(), workers)?;
+    let inbound = listen("inbound", bootstrap.listen.inbound(), workers)?;
+    let admin = listen("admin", bootstrap.listen.admin(), 1)?;
+    let probes = listen("probes", bootstrap.listen.probes(), 1)?;
     let addresses = Addresses {
         outbound: outbound.iter().map(|bound| bound.addr).collect(),
         inbound: inbound.iter().map(|bound| bound.addr).collect(),
@@ -246,17 +221,6 @@ pub fn start(bootstrap: ProxyBootstrap) -> Result<Running, StartError> {
         control,
         _lock: lock,
     })
-}
-
-/// The addresses of one listener, or where it listens when the bootstrap config says nothing.
-fn addresses_of(
-    listed: Option<&OneOrMany<SocketAddr>>,
-    default: Option<([u8; 4], u16)>,
-) -> Vec<SocketAddr> {
-    match listed {
-        Some(listed) => listed.to_vec(),
-        None => default.into_iter().map(SocketAddr::from).collect(),
-    }
 }
 
 fn lock_state(bootstrap: &ProxyBootstrap) -> Result<File, StartError> {

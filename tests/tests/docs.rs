@@ -1,5 +1,6 @@
 //! What the documents promise is there.
 
+use outrigger_config::Source;
 use outrigger_core::error_code::ErrorCode;
 
 const README: &str = include_str!("../../README.md");
@@ -23,4 +24,30 @@ fn the_first_screen_names_the_two_commands() {
     for command in ["cargo run --release -- demo", "tests/run"] {
         assert!(first.contains(command), "{command}");
     }
+}
+
+/// The first YAML blocks of the README: a mesh, a bootstrap, and more of the mesh.
+fn blocks() -> Vec<&'static str> {
+    README
+        .split("```yaml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect()
+}
+
+#[test]
+fn the_config_on_the_first_screens_is_accepted_as_it_stands() {
+    let blocks = blocks();
+    let [mesh, bootstrap, more] = blocks[..] else {
+        panic!("{} YAML blocks", blocks.len())
+    };
+    let sources = [
+        Source::new("mesh.yaml", mesh),
+        Source::new("more.yaml", more),
+    ];
+    let report = outrigger_config::load(&sources).report;
+    assert!(report.problems.is_empty(), "{}", report.render_text());
+    let source = Source::new("proxy.yaml", bootstrap);
+    let (_, report) = outrigger_config::bootstrap::load_proxy(&source);
+    assert!(report.problems.is_empty(), "{}", report.render_text());
 }
