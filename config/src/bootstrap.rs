@@ -603,7 +603,11 @@ fn check_control_plane(bootstrap: &ControlPlaneBootstrap, findings: &mut Finding
         ("listen.admin", &listen.admin),
     ];
     check_listeners(&lists, findings);
-    if listen.discovery.as_ref().is_none_or(|listed| listed.is_empty()) {
+    if listen
+        .discovery
+        .as_ref()
+        .is_none_or(|listed| listed.is_empty())
+    {
         findings.error(
             "E402",
             "listen",
