@@ -15,7 +15,7 @@ use http::{HeaderName, Method};
 use outrigger_config::effective::{self, RulePolicy, ServicePolicy};
 use outrigger_config::model::{
     AppProtocol, AsyncWhen, BalanceAlgorithm, EndpointState, GrpcAck, Locality, MeshService,
-    PathMatchType, QueueSpec, RetryCondition, RouteMatch, UnknownOutbound, ValueMatchType,
+    PathMatchType, QueueSpec, RetryCondition, RouteMatch, ValueMatchType,
 };
 use outrigger_config::units::CodeOrClass;
 use outrigger_config::{MeshConfig, NamespacedName, RuleRef};
@@ -90,11 +90,6 @@ pub fn compile(
         ));
         Arc::new(app)
     });
-    let unknown = config
-        .mesh
-        .outbound
-        .as_ref()
-        .and_then(|outbound| outbound.unknown);
     let snapshot = Snapshot {
         generation,
         version,
@@ -107,7 +102,6 @@ pub fn compile(
         queues: queues(config, &services),
         services,
         app,
-        unknown_allowed: unknown.unwrap_or_default() == UnknownOutbound::Allow,
         config: Some(Arc::clone(config)),
     };
     (snapshot, endpoints)
@@ -198,7 +192,6 @@ impl Compiler<'_> {
                 request: *policy.timeouts.request,
                 per_try: *policy.timeouts.per_try,
                 idle: *policy.timeouts.idle,
-                stream: *policy.timeouts.stream,
             },
             retry: retry_params(policy),
             budget: budget::Params {
@@ -243,7 +236,6 @@ impl Compiler<'_> {
                 request: None,
                 per_try: None,
                 idle: *defaults.timeouts.idle,
-                stream: None,
             },
             retry: retry::Params {
                 attempts: 0,

@@ -39,8 +39,6 @@ pub struct Snapshot {
     pub by_name: HashMap<Arc<str>, usize>,
     /// What inbound requests are handed to; none without `app`.
     pub app: Option<Arc<Service>>,
-    /// Whether absolute-form requests to hosts outside the mesh are passed on.
-    pub unknown_allowed: bool,
     /// Queues by `namespace/name`.
     pub queues: BTreeMap<String, Arc<Queue>>,
 }
@@ -56,7 +54,6 @@ impl Snapshot {
             services: Vec::new(),
             by_name: HashMap::new(),
             app: None,
-            unknown_allowed: false,
             queues: BTreeMap::new(),
         }
     }
@@ -274,8 +271,6 @@ pub struct Timeouts {
     pub per_try: Option<Duration>,
     /// Nothing moves in either direction.
     pub idle: Option<Duration>,
-    /// Lifetime of the response.
-    pub stream: Option<Duration>,
 }
 
 /// When and how calls of a route become messages.

@@ -98,27 +98,6 @@ impl Pools {
             !pool.is_empty() || Rc::strong_count(pool) > 1
         });
     }
-
-    /// Closes every idle connection to a target that `keep` refuses: a removed endpoint.
-    pub fn retain(&self, keep: impl Fn(&Target) -> bool) {
-        self.pools.borrow_mut().retain(|target, pool| {
-            let kept = keep(target);
-            if !kept {
-                pool.close_idle();
-            }
-            kept || Rc::strong_count(pool) > 1
-        });
-    }
-
-    /// Connections of this worker: (idle HTTP/1.1, HTTP/2).
-    pub fn count(&self) -> (usize, usize) {
-        self.pools.borrow().values().fold((0, 0), |(h1, h2), pool| {
-            (
-                h1 + pool.idle.borrow().len(),
-                h2 + pool.shared.borrow().len(),
-            )
-        })
-    }
 }
 
 /// The connections of one worker to one target.
@@ -283,12 +262,6 @@ impl Pool {
             let unused = c.in_flight.get() == 0;
             !(c.sender.borrow().is_closed() || old(c.made) || (unused && stale(c.since.get())))
         });
-    }
-
-    fn close_idle(&self) {
-        self.idle.borrow_mut().clear();
-        // Requests in flight hold their connection; it closes when the last one ends.
-        self.shared.borrow_mut().clear();
     }
 
     fn is_empty(&self) -> bool {
