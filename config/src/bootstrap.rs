@@ -281,6 +281,41 @@ pub struct WireSpec {
     /// Streams at a time on one HTTP/2 connection from downstream. Default 128.
     #[schemars(range(min = 1))]
     pub max_streams: Option<u32>,
+    /// How long a peer that reads nothing may hold up what we send. Default 1m; 0s is unlimited.
+    pub send_timeout: Option<Dur>,
+    /// How long a downstream connection without any request is kept. Default 1h; 0s is unlimited.
+    pub idle_timeout: Option<Dur>,
+    /// What is done to a path before it is matched, authorized and forwarded. Default Base.
+    pub path_normalization: Option<PathNormalization>,
+    /// What is done with header names that contain an underscore. Default Keep.
+    pub underscores: Option<Underscores>,
+}
+
+/// What is done to a path before it is matched, authorized and forwarded; Istio's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum PathNormalization {
+    /// Nothing: the path is matched and forwarded as it came.
+    None,
+    /// Dot segments removed, also percent-encoded ones; backslashes become slashes.
+    #[default]
+    Base,
+    /// Base, and several slashes become one.
+    MergeSlashes,
+    /// MergeSlashes, after `%2F`, `%5C` and the letters that need no escape were decoded.
+    DecodeAndMergeSlashes,
+}
+
+/// What is done with header names that contain an underscore, which an application that reads
+/// headers as CGI variables takes for a hyphen: `x_real-ip` for `x-real-ip`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Underscores {
+    /// They pass.
+    #[default]
+    Keep,
+    /// They are left out of the request.
+    Drop,
+    /// The request is refused with 400.
+    Refuse,
 }
 
 /// The limits of the wire protocols with their defaults.
@@ -296,6 +331,14 @@ pub struct Wire {
     pub max_connections: Option<u32>,
     /// Streams at a time on one HTTP/2 connection from downstream.
     pub max_streams: u32,
+    /// How long a peer that reads nothing may hold up what we send; none is unlimited.
+    pub send_timeout: Option<std::time::Duration>,
+    /// How long a downstream connection without any request is kept; none is unlimited.
+    pub idle_timeout: Option<std::time::Duration>,
+    /// What is done to a path before it is matched, authorized and forwarded.
+    pub path_normalization: PathNormalization,
+    /// What is done with header names that contain an underscore.
+    pub underscores: Underscores,
 }
 
 impl ProxyBootstrap {
@@ -310,6 +353,16 @@ impl ProxyBootstrap {
                 .map_or(Some(std::time::Duration::from_secs(10)), Dur::enabled),
             max_connections: spec.max_connections.filter(|count| *count > 0),
             max_streams: spec.max_streams.unwrap_or(128),
+            send_timeout: spec
+                .send_timeout
+                .map_or(Some(std::time::Duration::from_secs(60)), Dur::enabled),
+            // As in Envoy: longer than any client keeps one, so that the client closes first and
+            // the keep-alive race stays on its side.
+            idle_timeout: spec
+                .idle_timeout
+                .map_or(Some(std::time::Duration::from_secs(3600)), Dur::enabled),
+            path_normalization: spec.path_normalization.unwrap_or_default(),
+            underscores: spec.underscores.unwrap_or_default(),
         }
     }
 }

@@ -69,7 +69,13 @@ const OF_A_QUEUE: &[&str] = &[
 const OF_A_GATEWAY_RULE: &[&str] = &["filters"];
 
 /// Keys of a sidecar's bootstrap file.
-pub(crate) const OF_A_PROXY: &[&str] = &["identity", "tracing"];
+pub(crate) const OF_A_PROXY: &[&str] = &[
+    "identity",
+    "tracing",
+    "wire.sendTimeout",
+    "wire.pathNormalization",
+    "wire.underscores",
+];
 
 /// Keys of the control plane's bootstrap file.
 pub(crate) const OF_A_CONTROL_PLANE: &[&str] =

@@ -59,6 +59,9 @@ impl Shared {
     }
 }
 
+/// What stands for no limit where a timer needs one: a day.
+const UNLIMITED: Duration = Duration::from_secs(86_400);
+
 /// Limits of every connection, from `wire`.
 #[derive(Debug, Clone, Copy)]
 pub struct Wire {
@@ -72,6 +75,10 @@ pub struct Wire {
     pub max_connections: usize,
     /// Streams of one h2 connection.
     pub max_streams: u32,
+    /// How long a peer that reads nothing may hold up what we send; none is unlimited.
+    pub send_timeout: Option<Duration>,
+    /// How long a downstream connection without any request is kept.
+    pub idle_timeout: Duration,
 }
 
 /// The sidecar's name in `hop`, by direction.
@@ -278,9 +285,11 @@ fn share(bootstrap: ProxyBootstrap) -> Result<Shared, StartError> {
             max_header_bytes: usize::try_from(wire.max_header_bytes)
                 .unwrap_or(usize::MAX)
                 .max(8192),
-            header_timeout: wire.header_timeout.unwrap_or(Duration::from_secs(86_400)),
+            header_timeout: wire.header_timeout.unwrap_or(UNLIMITED),
             max_connections: wire.max_connections.map_or(0, |count| count as usize),
             max_streams: wire.max_streams,
+            send_timeout: wire.send_timeout,
+            idle_timeout: wire.idle_timeout.unwrap_or(UNLIMITED),
         },
         hop: Hops {
             outbound: format!("{name}/outbound"),

@@ -31,10 +31,6 @@ use crate::listener::accept;
 use crate::upstream::connect::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::worker::{LocalExecutor, Worker};
 
-/// A downstream connection without requests is closed after this, as in Envoy: longer than any
-/// client keeps one, so that the client closes first and the keep-alive race stays on its side.
-const IDLE: Duration = Duration::from_secs(3600);
-
 /// Resets a peer may have pending before the connection ends (CVE-2023-44487).
 const PENDING_RESETS: usize = 64;
 /// Resets we answer a peer's broken frames with before the connection ends (RUSTSEC-2024-0003).
@@ -127,6 +123,7 @@ async fn run<C>(
     let mut draining = pin!(accept::closing(&worker.shared.drain, connection.direction));
     let mut drained = false;
     let head = worker.shared.wire.header_timeout;
+    let idle = worker.shared.wire.idle_timeout;
     let mut timer = worker.wheel.sleep_until(clock::now() + head);
     let ended = std::future::poll_fn(|cx| {
         if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
@@ -140,16 +137,16 @@ async fn run<C>(
             }
         }
         // A head that has just begun is due before what the timer was set for.
-        if let Some(due) = connection.deadline(head, IDLE)
+        if let Some(due) = connection.deadline(head, idle)
             && due < timer.deadline()
         {
             timer.reset(due);
         }
         while Pin::new(&mut timer).poll(cx).is_ready() {
             let now = clock::now();
-            match connection.deadline(head, IDLE) {
+            match connection.deadline(head, idle) {
                 Some(due) if due <= now => return Poll::Ready(None),
-                due => timer.reset(due.unwrap_or(now + IDLE)),
+                due => timer.reset(due.unwrap_or(now + idle)),
             }
         }
         Poll::Pending
