@@ -1,0 +1,259 @@
+//! Taking content out of the bytes of a connection.
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::HeaderMap;
+
+use super::fields::{EmptyFirstLine, section_end};
+use super::framing::Framing;
+use super::trailers::parse_trailers;
+use super::{Limits, Malformed};
+
+/// The longest line of a chunk's size and extension, without its CRLF. Nobody is known to use
+/// extensions.
+const LONGEST_CHUNK_LINE: usize = 256;
+
+/// 64 bits.
+const MOST_SIZE_DIGITS: usize = 16;
+
+/// Bytes that are not content a sender may be ahead by, beyond its allowance per chunk. With the
+/// two below it is the rule of Go's `net/http/internal/chunked.go`: many small chunks pass, padding
+/// does not.
+const MOST_OVERHEAD: u64 = 16 * 1024;
+
+/// What every chunk may cost: a size, a short extension, two CRLF.
+const ALLOWED_PER_CHUNK: u64 = 16;
+
+/// And per byte of its data.
+const ALLOWED_PER_BYTE: u64 = 2;
+
+/// What [`Decoder::decode`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Item {
+    /// Some of the content, never empty.
+    Data(Bytes),
+    /// The trailers, never empty, after all content.
+    Trailers(HeaderMap),
+    /// The message is complete; what is left in the buffer belongs to the next.
+    End,
+    /// Nothing without more bytes.
+    More,
+}
+
+/// Where the reading of one message's content stands.
+#[derive(Debug)]
+pub struct Decoder {
+    state: State,
+    limits: Limits,
+}
+
+#[derive(Debug)]
+enum State {
+    Length(u64),
+    UntilClose,
+    Chunked { at: Chunk, overhead: u64 },
+    Ended,
+}
+
+/// Size → Data → DataEnd → Size …, a size of 0 → Trailers.
+#[derive(Debug)]
+enum Chunk {
+    Size,
+    Data(u64),
+    DataEnd,
+    Trailers { searched: usize },
+}
+
+impl Decoder {
+    /// A decoder for the content of one message. The limits are for its trailers.
+    pub fn new(framing: Framing, limits: &Limits) -> Decoder {
+        let state = match framing {
+            Framing::Empty | Framing::Length(0) => State::Ended,
+            Framing::Length(length) => State::Length(length),
+            Framing::Chunked => State::Chunked {
+                at: Chunk::Size,
+                overhead: 0,
+            },
+            Framing::UntilClose => State::UntilClose,
+        };
+        Decoder {
+            state,
+            limits: *limits,
+        }
+    }
+
+    /// Takes what it can from the front of `buf`. Content comes without being copied.
+    ///
+    /// # Errors
+    /// When the chunked coding is broken; every further call fails too.
+    pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Item, Malformed> {
+        match &mut self.state {
+            State::Ended => Ok(Item::End),
+            State::UntilClose => Ok(match buf.is_empty() {
+                true => Item::More,
+                false => Item::Data(buf.split().freeze()),
+            }),
+            State::Length(remaining) => {
+                let Some(data) = take(buf, remaining) else {
+                    return Ok(Item::More);
+                };
+                if *remaining == 0 {
+                    self.state = State::Ended;
+                }
+                Ok(Item::Data(data))
+            }
+            State::Chunked { at, overhead } => {
+                let item = decode_chunked(at, overhead, buf, &self.limits)?;
+                if matches!(item, Item::Trailers(_) | Item::End) {
+                    self.state = State::Ended;
+                }
+                Ok(item)
+            }
+        }
+    }
+
+    /// Whether all of the message was taken from the buffer.
+    pub fn is_ended(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+
+    /// Tells that the connection will bring no more bytes.
+    ///
+    /// # Errors
+    /// [`Malformed::Truncated`] unless the message was complete or is ended by this.
+    pub fn at_eof(&mut self) -> Result<(), Malformed> {
+        match self.state {
+            State::Ended => Ok(()),
+            State::UntilClose => {
+                self.state = State::Ended;
+                Ok(())
+            }
+            State::Length(_) | State::Chunked { .. } => Err(Malformed::Truncated),
+        }
+    }
+
+    /// How many bytes of content are still to come, when that is known: with a length, and after
+    /// the end.
+    pub fn remaining(&self) -> Option<u64> {
+        match self.state {
+            State::Ended => Some(0),
+            State::Length(remaining) => Some(remaining),
+            State::UntilClose | State::Chunked { .. } => None,
+        }
+    }
+}
+
+/// At most `remaining` bytes from the front, and counts them off.
+fn take(buf: &mut BytesMut, remaining: &mut u64) -> Option<Bytes> {
+    if buf.is_empty() {
+        return None;
+    }
+    let length = usize::try_from(*remaining).map_or(buf.len(), |most| most.min(buf.len()));
+    *remaining -= length as u64;
+    Some(buf.split_to(length).freeze())
+}
+
+fn decode_chunked(
+    at: &mut Chunk,
+    overhead: &mut u64,
+    buf: &mut BytesMut,
+    limits: &Limits,
+) -> Result<Item, Malformed> {
+    loop {
+        match at {
+            Chunk::Size => {
+                let Some((size, length)) = chunk_line(buf)? else {
+                    return Ok(Item::More);
+                };
+                let allowed = size
+                    .saturating_mul(ALLOWED_PER_BYTE)
+                    .saturating_add(ALLOWED_PER_CHUNK);
+                // The CRLF after the data is counted too.
+                *overhead = (*overhead + length as u64 + 2).saturating_sub(allowed);
+                if *overhead > MOST_OVERHEAD {
+                    return Err(Malformed::Chunk("too much chunk extension for the content"));
+                }
+                buf.advance(length);
+                *at = match size {
+                    0 => Chunk::Trailers { searched: 0 },
+                    _ => Chunk::Data(size),
+                };
+            }
+            Chunk::Data(remaining) => {
+                let Some(data) = take(buf, remaining) else {
+                    return Ok(Item::More);
+                };
+                if *remaining == 0 {
+                    *at = Chunk::DataEnd;
+                }
+                return Ok(Item::Data(data));
+            }
+            Chunk::DataEnd => match &buf[..] {
+                [] | [b'\r'] => return Ok(Item::More),
+                [b'\r', b'\n', ..] => {
+                    buf.advance(2);
+                    *at = Chunk::Size;
+                }
+                _ => return Err(Malformed::Chunk("chunk data without CRLF after it")),
+            },
+            Chunk::Trailers { searched } => {
+                let Some(end) = section_end(buf, searched, EmptyFirstLine::Ends, limits)? else {
+                    return Ok(Item::More);
+                };
+                // Nothing is taken before all of it is right.
+                if end == 2 {
+                    buf.advance(2);
+                    return Ok(Item::End);
+                }
+                let trailers = parse_trailers(&Bytes::copy_from_slice(&buf[..end]), limits)?;
+                buf.advance(end);
+                return Ok(match trailers.is_empty() {
+                    true => Item::End,
+                    false => Item::Trailers(trailers),
+                });
+            }
+        }
+    }
+}
+
+/// The size of a chunk and the length of its line with the CRLF; `None` when more bytes are
+/// needed.
+fn chunk_line(bytes: &[u8]) -> Result<Option<(u64, usize)>, Malformed> {
+    let mut size = 0_u64;
+    let mut at = 0;
+    while let Some(digit) = bytes.get(at).and_then(|&byte| hex_value(byte)) {
+        if at == MOST_SIZE_DIGITS {
+            return Err(Malformed::Chunk("chunk size of more than 16 digits"));
+        }
+        size = size << 4 | digit;
+        at += 1;
+    }
+    if at == 0 && !bytes.is_empty() {
+        return Err(Malformed::Chunk("chunk size is not hexadecimal"));
+    }
+    match bytes.get(at) {
+        None => return Ok(None),
+        Some(b'\r') => {}
+        Some(b';') => {
+            let extension = &bytes[at..bytes.len().min(LONGEST_CHUNK_LINE + 1)];
+            let is_text = |&byte: &u8| !byte.is_ascii_control() || byte == b'\t';
+            at = match extension.iter().position(|byte| !is_text(byte)) {
+                Some(length) => at + length,
+                None if bytes.len() > LONGEST_CHUNK_LINE => {
+                    return Err(Malformed::Chunk("chunk extension over the size limit"));
+                }
+                None => return Ok(None),
+            };
+        }
+        Some(_) => return Err(Malformed::Chunk("chunk size is not hexadecimal")),
+    }
+    match (bytes[at], bytes.get(at + 1)) {
+        (b'\r', None) => Ok(None),
+        (b'\r', Some(b'\n')) => Ok(Some((size, at + 2))),
+        (b'\r', _) => Err(Malformed::Chunk("chunk line with a bare carriage return")),
+        _ => Err(Malformed::Chunk("control character in a chunk extension")),
+    }
+}
+
+fn hex_value(byte: u8) -> Option<u64> {
+    char::from(byte).to_digit(16).map(u64::from)
+}
