@@ -5,11 +5,12 @@
 //! state, a budget's window) sits in types of atomics that all worker threads share; a reload
 //! swaps the parameters and leaves the state alone.
 //!
-//! In reading order, along the life of a request: [`sniff`] tells the protocol, [`host`] and
-//! [`route`] choose the rule, [`deadline`] and [`limit`] bound it, [`balance`] with [`ejection`]
-//! chooses the endpoint, [`breaker`] admits, [`outcome`] classifies what came back, [`retry`]
-//! with [`budget`] and [`backoff`] decides about another try. [`redelivery`] is the same for a
-//! message. [`headers`] and [`error_code`] are the words on the wire.
+//! In reading order, along the life of a request: [`sniff`] tells the protocol, [`http1`] reads
+//! and writes messages, [`host`] and [`route`] choose the rule, [`deadline`] and [`limit`] bound
+//! it, [`balance`] with [`ejection`] chooses the endpoint, [`breaker`] admits, [`outcome`]
+//! classifies what came back, [`retry`] with [`budget`] and [`backoff`] decides about another try.
+//! [`redelivery`] is the same for a message. [`headers`] and [`error_code`] are the words on the
+//! wire.
 
 pub mod time;
 
@@ -17,6 +18,7 @@ pub mod error_code;
 pub mod grpc;
 pub mod headers;
 pub mod host;
+pub mod http1;
 pub mod route;
 pub mod sniff;
 
