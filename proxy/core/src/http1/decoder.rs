@@ -52,6 +52,7 @@ enum State {
     UntilClose,
     Chunked { at: Chunk, overhead: u64 },
     Ended,
+    Broken(Malformed),
 }
 
 /// Size → Data → DataEnd → Size …, a size of 0 → Trailers.
@@ -84,10 +85,11 @@ impl Decoder {
     /// Takes what it can from the front of `buf`. Content comes without being copied.
     ///
     /// # Errors
-    /// When the chunked coding is broken; every further call fails too.
+    /// When the chunked coding is broken; every further call fails with the same.
     pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Item, Malformed> {
         match &mut self.state {
             State::Ended => Ok(Item::End),
+            State::Broken(error) => Err(*error),
             State::UntilClose => Ok(match buf.is_empty() {
                 true => Item::More,
                 false => Item::Data(buf.split().freeze()),
@@ -102,11 +104,13 @@ impl Decoder {
                 Ok(Item::Data(data))
             }
             State::Chunked { at, overhead } => {
-                let item = decode_chunked(at, overhead, buf, &self.limits)?;
-                if matches!(item, Item::Trailers(_) | Item::End) {
-                    self.state = State::Ended;
+                let item = decode_chunked(at, overhead, buf, &self.limits);
+                match &item {
+                    Ok(Item::Trailers(_) | Item::End) => self.state = State::Ended,
+                    Ok(Item::Data(_) | Item::More) => {}
+                    Err(error) => self.state = State::Broken(*error),
                 }
-                Ok(item)
+                item
             }
         }
     }
@@ -119,7 +123,8 @@ impl Decoder {
     /// Tells that the connection will bring no more bytes.
     ///
     /// # Errors
-    /// [`Malformed::Truncated`] unless the message was complete or is ended by this.
+    /// [`Malformed::Truncated`] unless the message was complete or is ended by this; what broke it
+    /// before.
     pub fn at_eof(&mut self) -> Result<(), Malformed> {
         match self.state {
             State::Ended => Ok(()),
@@ -128,6 +133,7 @@ impl Decoder {
                 Ok(())
             }
             State::Length(_) | State::Chunked { .. } => Err(Malformed::Truncated),
+            State::Broken(error) => Err(error),
         }
     }
 
@@ -137,7 +143,7 @@ impl Decoder {
         match self.state {
             State::Ended => Some(0),
             State::Length(remaining) => Some(remaining),
-            State::UntilClose | State::Chunked { .. } => None,
+            State::UntilClose | State::Chunked { .. } | State::Broken(_) => None,
         }
     }
 }
@@ -199,13 +205,11 @@ fn decode_chunked(
                 let Some(end) = section_end(buf, searched, EmptyFirstLine::Ends, limits)? else {
                     return Ok(Item::More);
                 };
-                // Nothing is taken before all of it is right.
                 if end == 2 {
                     buf.advance(2);
                     return Ok(Item::End);
                 }
-                let trailers = parse_trailers(&Bytes::copy_from_slice(&buf[..end]), limits)?;
-                buf.advance(end);
+                let trailers = parse_trailers(&buf.split_to(end).freeze(), limits)?;
                 return Ok(match trailers.is_empty() {
                     true => Item::End,
                     false => Item::Trailers(trailers),

@@ -136,11 +136,12 @@ pub(super) fn parse_fields(
         let colon = name_end(line, at == from)?;
         let (start, length) = trim(&line[colon + 1..]);
         let start = at + colon + 1 + start;
-        if inspect(&line[..colon], &section[start..start + length])? == Keep::Yes {
+        // A field that is not kept must be right too.
+        let value = HeaderValue::from_maybe_shared(section.slice(start..start + length))
+            .map_err(|_| Malformed::Syntax("control character in a field value"))?;
+        if inspect(&line[..colon], value.as_bytes())? == Keep::Yes {
             let name = HeaderName::from_bytes(&line[..colon])
                 .map_err(|_| Malformed::Syntax("field name too long"))?;
-            let value = HeaderValue::from_maybe_shared(section.slice(start..start + length))
-                .map_err(|_| Malformed::Syntax("control character in a field value"))?;
             fields
                 .try_append(name, value)
                 .map_err(|_| Malformed::TooManyFields)?;

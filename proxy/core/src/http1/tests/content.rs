@@ -163,6 +163,10 @@ fn trailers_are_as_strict_as_heads() {
     let cr = Malformed::Syntax("carriage return without line feed");
     for (bytes, expected) in [
         ("0\r\n\n", lf),
+        (
+            "0\r\nHost: \0\r\n\r\n",
+            Malformed::Syntax("control character in a field value"),
+        ),
         ("0\r\na: b\n", lf),
         ("0\r\n\rx", cr),
         ("0\r\na: b\rc", cr),

@@ -571,6 +571,10 @@ fn status_lines_are_exact() {
     ] {
         refused_response(&format!("{line}\r\n\r\n"), expected);
     }
+    refused_response(
+        "HTTP/1.1 204 x\r\nContent-Length: \x001\r\n\r\n",
+        Malformed::Syntax("control character in a field value"),
+    );
     let after_empty_line = response(&Method::GET, b"\r\nHTTP/1.1 200 OK\r\n\r\n");
     assert_eq!(after_empty_line.err(), Some(Malformed::Version));
 }
