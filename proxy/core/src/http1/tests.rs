@@ -1,5 +1,6 @@
 mod content;
 mod heads;
+mod properties;
 mod writing;
 
 use bytes::{Bytes, BytesMut};
