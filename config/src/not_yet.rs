@@ -72,7 +72,6 @@ const OF_A_GATEWAY_RULE: &[&str] = &["filters"];
 pub(crate) const OF_A_PROXY: &[&str] = &[
     "identity",
     "tracing",
-    "wire.sendTimeout",
     "wire.pathNormalization",
     "wire.underscores",
 ];

@@ -76,7 +76,7 @@ pub struct Wire {
     /// Streams of one h2 connection.
     pub max_streams: u32,
     /// How long a peer that reads nothing may hold up what we send; none is unlimited.
-    pub send_timeout: Option<Duration>,
+    pub send_timeout: Duration,
     /// How long a downstream connection without any request is kept.
     pub idle_timeout: Duration,
 }
@@ -288,7 +288,7 @@ fn share(bootstrap: ProxyBootstrap) -> Result<Shared, StartError> {
             header_timeout: wire.header_timeout.unwrap_or(UNLIMITED),
             max_connections: wire.max_connections.map_or(0, |count| count as usize),
             max_streams: wire.max_streams,
-            send_timeout: wire.send_timeout,
+            send_timeout: wire.send_timeout.unwrap_or(UNLIMITED),
             idle_timeout: wire.idle_timeout.unwrap_or(UNLIMITED),
         },
         hop: Hops {

@@ -14,7 +14,6 @@ use bytes::Bytes;
 use http::header::RETRY_AFTER;
 use http::{Request, Response};
 use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers;
 use outrigger_core::outcome::{GrpcCode, Observed};
@@ -25,6 +24,7 @@ use crate::clock;
 use crate::error::chain;
 use crate::forward::Deadline;
 use crate::http::body::{RequestBody, Upload};
+use crate::http::incoming::Incoming;
 use crate::snapshot::Service;
 use crate::upstream::connect::Target;
 use crate::upstream::endpoint::EndpointUse;
@@ -292,7 +292,7 @@ fn classify(call: &Call, addr: SocketAddr, error: SendError, reused: bool) -> Fa
         SendError::Failed(error) => {
             let observed = if call.upload.failed() {
                 Observed::CallerGone
-            } else if error.is_parse() {
+            } else if error.is_malformed() {
                 Observed::Protocol
             } else {
                 Observed::ResetBeforeResponse

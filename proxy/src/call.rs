@@ -16,7 +16,6 @@ use http::header::{CONTENT_TYPE, COOKIE, EXPECT, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, request};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use outrigger_core::balance;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers::{self, StripPolicy};
@@ -29,6 +28,7 @@ use crate::clock;
 use crate::error::ProxyError;
 use crate::http::body::{Replay, RequestBody, ResponseBody, Upload};
 use crate::http::context::Connection;
+use crate::http::incoming::Incoming;
 use crate::http::observe::{Arrival, Observation};
 use crate::http::respond;
 use crate::listener::Direction;
@@ -479,7 +479,8 @@ impl Payload {
         let (Self::Downstream(mut body) | Self::Prefixed(_, mut body)) = self else {
             return;
         };
-        if body.is_end_stream() {
+        // What is left of an HTTP/1.1 body is its connection's to deal with.
+        if body.is_end_stream() || matches!(body, Incoming::Http1Request(_)) {
             return;
         }
         tokio::task::spawn_local(async move {

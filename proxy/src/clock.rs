@@ -41,3 +41,12 @@ pub fn unix_seconds() -> f64 {
         .unwrap_or_default()
         .as_secs_f64()
 }
+
+/// The time as `Date` writes it (RFC 9110 §5.6.7).
+pub fn http_date() -> [u8; 29] {
+    let mut date = [b' '; 29];
+    let text = httpdate::fmt_http_date(SystemTime::now());
+    let length = text.len().min(date.len());
+    date[..length].copy_from_slice(&text.as_bytes()[..length]);
+    date
+}

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response};
-use hyper::body::Incoming;
 use outrigger_core::breaker::Admit;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::outcome::Observed;
@@ -24,6 +23,7 @@ use crate::clock;
 use crate::error::ProxyError;
 use crate::http::body::{ResponseBody, Upload, UpstreamBody};
 use crate::http::context::Connection;
+use crate::http::incoming::Incoming;
 use crate::listener::Direction;
 use crate::queueing;
 use crate::snapshot::{Route, Service};

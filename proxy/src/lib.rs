@@ -2,7 +2,7 @@
 //! breakers and balancing, and turns designated calls into durable messages.
 //!
 //! Three straight paths, each through named files:
-//! * a request: `listener` → `http::server` → [`forward`] → [`attempt`] → `upstream` → `http::body`
+//! * a request: `listener` → `http1::server` or `http::http2` → [`forward`] → [`attempt`] → `upstream` → `http::body`
 //! * a message: [`forward`] → `queueing::accept` → `outrigger-queue` → `queueing::dispatch` →
 //!   [`forward`]
 //! * a config update: `source` → `outrigger-config` → `snapshot::compile` → one atomic store
@@ -19,6 +19,7 @@ pub mod drain;
 pub mod error;
 pub mod forward;
 pub mod http;
+pub mod http1;
 pub mod listener;
 pub mod queueing;
 pub mod snapshot;

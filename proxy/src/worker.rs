@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use metrics::Counter;
 
 use crate::app::Shared;
+use crate::clock;
 use crate::snapshot::Snapshot;
 use crate::telemetry::access_log;
 use crate::upstream::connect::Limits;
@@ -36,6 +37,7 @@ pub struct Worker {
     snapshot: RefCell<arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     counters: RefCell<Counters>,
     log: RefCell<Vec<u8>>,
+    date: Cell<[u8; 29]>,
     requests: Cell<u64>,
 }
 
@@ -62,6 +64,7 @@ impl Worker {
             snapshot: RefCell::new(snapshot),
             counters: RefCell::default(),
             log: RefCell::default(),
+            date: Cell::new(clock::http_date()),
             requests: Cell::new(0),
             shared,
         })
@@ -102,6 +105,11 @@ impl Worker {
         every > 0 && count.is_multiple_of(every)
     }
 
+    /// Today's `Date`, half a second old at most.
+    pub fn date(&self) -> [u8; 29] {
+        self.date.get()
+    }
+
     /// Appends one line to the access log.
     pub fn log_line(&self, write: impl FnOnce(&mut Vec<u8>)) {
         let mut buffer = self.log.borrow_mut();
@@ -126,6 +134,7 @@ impl Worker {
         loop {
             ticks.tick().await;
             self.pools.sweep();
+            self.date.set(clock::http_date());
             self.flush_log();
         }
     }

@@ -17,11 +17,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use outrigger_core::time::Mono;
 
 use crate::clock;
 use crate::http::context::InFlight;
+use crate::http::incoming::{Incoming, PeerError};
 use crate::http::observe::{Ending, Observation};
 use crate::upstream::pool::Lease;
 use crate::wheel::Sleep;
@@ -31,7 +31,7 @@ use crate::wheel::Sleep;
 pub enum BodyError {
     /// The peer that was sending broke off.
     #[error("the sending peer broke off")]
-    Peer(#[source] hyper::Error),
+    Peer(#[source] PeerError),
     /// The request is being sent again elsewhere.
     #[error("given up for another try")]
     Superseded,
@@ -90,7 +90,7 @@ impl Upload {
         &self,
         source: &mut Incoming,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, PeerError>>> {
         let polled = Pin::new(&mut *source).poll_frame(cx);
         self.starved.set(polled.is_pending());
         if let Poll::Ready(frame) = &polled {
@@ -104,7 +104,7 @@ impl Upload {
         self.bytes.get()
     }
 
-    fn note(&self, polled: &Option<Result<Frame<Bytes>, hyper::Error>>, at_end: bool) {
+    fn note(&self, polled: &Option<Result<Frame<Bytes>, PeerError>>, at_end: bool) {
         self.last.set(clock::now());
         match polled {
             Some(Ok(frame)) => {
@@ -132,6 +132,13 @@ pub enum RequestBody {
     Prefixed(VecDeque<Bytes>, Incoming, Rc<Upload>),
     /// The downstream's body with a memory of what was already sent.
     Replay(ReplayReader),
+}
+
+impl RequestBody {
+    /// Whether it can be read only once.
+    pub fn is_single(&self) -> bool {
+        matches!(self, Self::Streaming(..) | Self::Prefixed(..))
+    }
 }
 
 impl Body for RequestBody {
@@ -391,6 +398,14 @@ impl ResponseBody {
     /// The upstream's body, streamed; `lease` and `observation` end with it.
     pub fn upstream(body: UpstreamBody) -> Self {
         Self::of(Inner::Upstream(Box::new(body)))
+    }
+
+    /// Moves a request's body on while the answer waits for its reader, so that neither waits
+    /// for the other.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let Inner::Upstream(body) = &mut self.inner {
+            body.incoming.poll_upload(cx);
+        }
     }
 
     /// Collects at most `cap` bytes: the data, the trailers and whether the cap cut it short.

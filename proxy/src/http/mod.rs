@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod context;
+pub mod http2;
+pub mod incoming;
 pub mod observe;
 pub mod respond;
-pub mod server;

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, request};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, request};
 use outrigger_core::breaker::{Ticket, Transition};
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::outcome::{GrpcCode, Observed};
@@ -17,6 +17,10 @@ use outrigger_core::time::Mono;
 use tracing::{info, warn};
 
 use crate::clock;
+use crate::error::ProxyError;
+use crate::http::body::ResponseBody;
+use crate::http::context::Connection;
+use crate::http::respond;
 use crate::listener::Direction;
 use crate::snapshot::{Route, Service};
 use crate::telemetry::access_log::When;
@@ -420,6 +424,38 @@ fn record_breaker(
         Some(Transition::Closed) => info!(service = &*service.name, "breaker closed"),
         None => {}
     }
+}
+
+/// The answer to bytes that are no request: counted and logged like one.
+pub fn refuse(
+    worker: &Rc<Worker>,
+    connection: &Connection,
+    error: &ProxyError,
+) -> Response<ResponseBody> {
+    let (mut parts, ()) = Request::new(()).into_parts();
+    // Whatever it was called, it was not understood: the label is `other`.
+    parts.method = Method::from_bytes(b"-").unwrap_or_default();
+    let arrival = Arrival {
+        start: clock::now(),
+        direction: connection.direction,
+        peer: connection.peer,
+        generation: 0,
+        grpc: false,
+    };
+    let mut observation = Observation::start(worker, &parts, arrival);
+    let hop = &worker.shared.hop;
+    let about = respond::About {
+        hop: match connection.direction {
+            Direction::Outbound => &hop.outbound,
+            Direction::Inbound => &hop.inbound,
+        },
+        route: None,
+        attempts: 0,
+        grpc: false,
+    };
+    let response = respond::error(error, about);
+    observation.answered_by_us(response.status(), Some(error.code));
+    response
 }
 
 /// Bounded label of a method: its index and its name.

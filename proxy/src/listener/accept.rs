@@ -13,7 +13,8 @@ use tracing::{debug, warn};
 use crate::clock;
 use crate::drain::{Drain, Phase};
 use crate::http::context::Connection;
-use crate::http::server;
+use crate::http::http2;
+use crate::http1;
 use crate::listener::{Direction, detect};
 use crate::worker::Worker;
 
@@ -80,8 +81,8 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, dir
     };
     let connection = Rc::new(Connection::new(peer, direction));
     match detected {
-        Ok(Protocol::Http1) => server::http1(worker, stream, connection).await,
-        Ok(Protocol::Http2) => server::http2(worker, stream, connection).await,
+        Ok(Protocol::Http1) => http1::server::serve(worker, stream, connection).await,
+        Ok(Protocol::Http2) => http2::serve(worker, stream, connection).await,
         Ok(other) => debug!(%peer, protocol = ?other, "connection refused: not HTTP"),
         Err(error) => debug!(%peer, %error, "connection closed before its first request"),
     }

@@ -10,13 +10,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::time::Mono;
 
 use crate::call::{Call, Payload};
 use crate::clock;
 use crate::error::ProxyError;
+use crate::http::incoming::Incoming;
 use crate::queueing::skip::Skipped;
 use crate::queueing::unary::{Framing, framing};
 use crate::snapshot::{Async, Route};

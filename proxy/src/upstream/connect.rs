@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -112,28 +112,6 @@ pub async fn tcp(
     Ok(stream)
 }
 
-/// HTTP/1.1 over `stream`; the connection's task runs on this worker until it closes.
-///
-/// # Errors
-/// [`ConnectError::Handshake`].
-pub async fn http1(
-    stream: TcpStream,
-    addr: SocketAddr,
-    limits: &Limits,
-) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
-    let (sender, connection) = http1::Builder::new()
-        .max_headers(limits.max_headers)
-        .max_header_size(limits.max_header_bytes)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|source| ConnectError::Handshake { addr, source })?;
-    tokio::task::spawn_local(async move {
-        // What went wrong here is told to the request that was on the connection.
-        let _ = connection.await;
-    });
-    Ok(sender)
-}
-
 /// HTTP/2 with prior knowledge over `stream`. The second value follows the peer's
 /// SETTINGS_MAX_CONCURRENT_STREAMS.
 ///
@@ -175,4 +153,14 @@ pub struct Limits {
     pub max_headers: usize,
     /// Bytes of one head.
     pub max_header_bytes: usize,
+}
+
+impl Limits {
+    /// As the HTTP/1.1 codec takes them.
+    pub fn http1(&self) -> outrigger_core::http1::Limits {
+        outrigger_core::http1::Limits {
+            max_fields: self.max_headers,
+            max_head_bytes: self.max_header_bytes,
+        }
+    }
 }

@@ -16,14 +16,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use outrigger_core::time::Mono;
 use tokio::sync::Notify;
 
 use crate::clock;
 use crate::error::chain;
 use crate::http::body::RequestBody;
+use crate::http::incoming::{Incoming, PeerError};
+use crate::http1::client;
 use crate::upstream::connect::{self, ConnectError, Limits, Protocol, Target};
 use crate::wheel::Wheel;
 
@@ -151,9 +152,8 @@ impl Pool {
             if let Some(slot) = Slot::take(self, params.max_per_endpoint.unwrap_or(usize::MAX)) {
                 let addr = self.target.addr;
                 let stream = connect::tcp(&pools.wheel, addr, params.connect_timeout).await?;
-                let sender = connect::http1(stream, addr, &pools.limits).await?;
                 let connection = Http1 {
-                    sender,
+                    connection: client::Connection::new(stream, pools.limits.http1()),
                     since: clock::now(),
                     made: clock::now(),
                     _slot: slot,
@@ -171,7 +171,7 @@ impl Pool {
     fn take_idle(&self) -> Option<Http1> {
         let mut idle = self.idle.borrow_mut();
         while let Some(connection) = idle.pop() {
-            if connection.sender.is_ready() && !connection.sender.is_closed() {
+            if connection.connection.is_ready() {
                 return Some(connection);
             }
         }
@@ -257,7 +257,7 @@ impl Pool {
         };
         self.idle
             .borrow_mut()
-            .retain(|c| !c.sender.is_closed() && !old(c.made) && !stale(c.since));
+            .retain(|c| c.connection.is_ready() && !old(c.made) && !stale(c.since));
         self.shared.borrow_mut().retain(|c| {
             let unused = c.in_flight.get() == 0;
             !(c.sender.borrow().is_closed() || old(c.made) || (unused && stale(c.since.get())))
@@ -325,7 +325,7 @@ impl Drop for Flight<'_> {
 }
 
 struct Http1 {
-    sender: http1::SendRequest<RequestBody>,
+    connection: Rc<client::Connection>,
     made: Mono,
     since: Mono,
     _slot: Slot,
@@ -372,12 +372,12 @@ enum Kind {
 /// Why a request got no response head.
 pub enum SendError {
     /// The request was handed back: not a byte of it reached the peer.
-    Unsent(Box<Request<RequestBody>>, hyper::Error),
+    Unsent(Box<Request<RequestBody>>, PeerError),
     /// The peer refused the stream before processing it (REFUSED_STREAM, or a GOAWAY with a
     /// lower last stream id).
-    Refused(hyper::Error),
+    Refused(PeerError),
     /// It may have reached the peer.
-    Failed(hyper::Error),
+    Failed(PeerError),
 }
 
 impl Lease {
@@ -401,7 +401,7 @@ impl Lease {
     ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
         let sent = match &mut self.0 {
             Kind::Http1 { connection, .. } => {
-                Either::Http1(connection.sender.try_send_request(request))
+                Either::Http1(Rc::clone(&connection.connection).send(request))
             }
             Kind::Http2 { stream } => Either::Http2(
                 stream
@@ -412,26 +412,30 @@ impl Lease {
             ),
         };
         async move {
-            let answered = match sent {
-                Either::Http1(sending) => sending.await,
-                Either::Http2(sending) => sending.await,
+            let sending = match sent {
+                Either::Http1(sending) => return sending.await,
+                Either::Http2(sending) => sending,
             };
-            answered.map_err(|mut error| match error.take_message() {
-                Some(request) => SendError::Unsent(Box::new(request), error.into_error()),
-                None => {
-                    let error = error.into_error();
-                    if refused(&error) {
-                        SendError::Refused(error)
-                    } else {
-                        SendError::Failed(error)
+            match sending.await {
+                Ok(response) => Ok(response.map(Incoming::Http2)),
+                Err(mut error) => Err(match error.take_message() {
+                    Some(request) => {
+                        SendError::Unsent(Box::new(request), error.into_error().into())
                     }
-                }
-            })
+                    None => {
+                        let error = error.into_error();
+                        if refused(&error) {
+                            SendError::Refused(error.into())
+                        } else {
+                            SendError::Failed(error.into())
+                        }
+                    }
+                }),
+            }
         }
     }
 
-    /// The exchange ended well: an HTTP/1.1 connection goes back to the idle list as soon as it
-    /// can take the next request.
+    /// The exchange ended well: an HTTP/1.1 connection goes back to the idle list.
     pub fn release(self) {
         match self.0 {
             Kind::Http2 { stream } => drop(stream),
@@ -440,21 +444,10 @@ impl Lease {
                 mut connection,
                 ..
             } => {
-                if connection.sender.is_closed() {
-                    return;
-                }
-                connection.since = clock::now();
-                if connection.sender.is_ready() {
+                if connection.connection.is_reusable() {
+                    connection.since = clock::now();
                     pool.put(connection);
-                    return;
                 }
-                // The request body is still being written, or the connection's task has not
-                // seen the end yet.
-                tokio::task::spawn_local(async move {
-                    if connection.sender.ready().await.is_ok() {
-                        pool.put(connection);
-                    }
-                });
             }
         }
     }

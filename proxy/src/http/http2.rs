@@ -1,24 +1,21 @@
-//! Serves one downstream connection with hyper and hands every request to `forward`.
+//! Serves one downstream HTTP/2 connection with hyper and hands every request to `forward`.
 //!
-//! Owns the wire limits of a connection (header count and bytes, streams, windows, head and idle
-//! timeouts) and its graceful end. Knows nothing of routes.
+//! Owns the wire limits of a connection (header bytes, streams, windows, idle timeout) and its
+//! graceful end. Knows nothing of routes.
 //!
 //! Stands on the life of a request.
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tracing::debug;
 
@@ -27,6 +24,7 @@ use crate::error;
 use crate::forward;
 use crate::http::body::ResponseBody;
 use crate::http::context::Connection;
+use crate::http::incoming::Incoming;
 use crate::listener::accept;
 use crate::upstream::connect::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::worker::{LocalExecutor, Worker};
@@ -36,34 +34,8 @@ const PENDING_RESETS: usize = 64;
 /// Resets we answer a peer's broken frames with before the connection ends (RUSTSEC-2024-0003).
 const ERROR_RESETS: usize = 1024;
 
-/// Serves HTTP/1.1 until the connection ends or drains.
-pub async fn http1(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connection>) {
-    let wire = &worker.shared.wire;
-    let io = TokioIo::new(Watched {
-        stream,
-        connection: Rc::clone(&connection),
-    });
-    let mut builder = http1::Builder::new();
-    builder
-        // A client that closes its sending side is gone, as nginx and Envoy see it: the upstream
-        // is freed at once.
-        .half_close(false)
-        .max_headers(wire.max_headers)
-        .max_header_size(wire.max_header_bytes)
-        .header_read_timeout(None);
-    let service = service(&worker, &connection);
-    let serving = builder.serve_connection(io, service_fn(service));
-    run(
-        &worker,
-        &connection,
-        serving,
-        http1::Connection::graceful_shutdown,
-    )
-    .await;
-}
-
 /// Serves HTTP/2 with prior knowledge until the connection ends or drains.
-pub async fn http2(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connection>) {
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connection>) {
     let wire = &worker.shared.wire;
     // Not watched: between requests h2 peers talk about windows and pings, which begin no head.
     // The preface was seen, so there is no first head to wait for either.
@@ -94,9 +66,10 @@ pub async fn http2(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connect
 fn service(
     worker: &Rc<Worker>,
     connection: &Rc<Connection>,
-) -> impl Fn(Request<Incoming>) -> Answer + use<> {
+) -> impl Fn(Request<hyper::body::Incoming>) -> Answer + use<> {
     let (worker, connection) = (Rc::clone(worker), Rc::clone(connection));
-    move |request| {
+    move |request: Request<hyper::body::Incoming>| {
+        let request = request.map(Incoming::Http2);
         let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
         let in_flight = connection.begin();
         Box::pin(async move {
@@ -158,56 +131,5 @@ async fn run<C>(
             debug!(peer = %connection.peer, error = error::chain(&error), "connection ended");
         }
         None => debug!(peer = %connection.peer, "connection closed: no progress"),
-    }
-}
-
-/// A socket that tells its connection when bytes arrive.
-struct Watched {
-    stream: TcpStream,
-    connection: Rc<Connection>,
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.connection.note_read();
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }

@@ -1,0 +1,85 @@
+//! A body as it arrives from a peer, whichever protocol it speaks.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::http1::client::ResponseStream;
+use crate::http1::server::RequestStream;
+use crate::http1::wire::WireError;
+
+/// Why a peer's message did not come whole.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// Over HTTP/1.1.
+    #[error(transparent)]
+    Http1(#[from] WireError),
+    /// Over HTTP/2.
+    #[error(transparent)]
+    Http2(#[from] hyper::Error),
+}
+
+impl PeerError {
+    /// Whether the peer broke the protocol, rather than the connection.
+    pub fn is_malformed(&self) -> bool {
+        match self {
+            Self::Http1(error) => error.is_malformed(),
+            Self::Http2(error) => error.is_parse(),
+        }
+    }
+}
+
+/// The body of a peer's message.
+pub enum Incoming {
+    /// A request over HTTP/1.1.
+    Http1Request(RequestStream),
+    /// A response over HTTP/1.1.
+    Http1Response(ResponseStream),
+    /// Either over HTTP/2.
+    Http2(hyper::body::Incoming),
+}
+
+impl Incoming {
+    /// Moves on what goes the other way on the same connection, while nobody reads this body.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let Self::Http1Response(stream) = self {
+            stream.poll_upload(cx);
+        }
+    }
+}
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = PeerError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, PeerError>>> {
+        match self.get_mut() {
+            Self::Http1Request(stream) => stream.poll_frame(cx),
+            Self::Http1Response(stream) => stream.poll_frame(cx),
+            Self::Http2(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(PeerError::from))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1Request(stream) => stream.is_end_stream(),
+            Self::Http1Response(stream) => stream.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1Request(stream) => stream.size_hint(),
+            Self::Http1Response(stream) => stream.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
+}
