@@ -72,10 +72,7 @@ pub fn parse_request(head: Bytes, limits: &Limits) -> Result<RequestHead, Malfor
         memchr(b' ', target).ok_or(Malformed::Syntax("request line without a version"))?;
     let version = parse_version(&target[target_end + 1..])?;
     let target_start = start + method_end + 1;
-    let uri = parse_target(
-        &method,
-        &head.slice(target_start..target_start + target_end),
-    )?;
+    let uri = parse_target(&method, head.slice(target_start..target_start + target_end))?;
 
     let mut control = Control::new(version, false);
     let mut hosts = 0_u32;

@@ -15,14 +15,14 @@ use super::fields::table;
 static HOST: [bool; 256] = table(b"-._~!$&'()*+;=");
 
 /// Reads the target that goes with `method`.
-pub(super) fn parse_target(method: &Method, target: &Bytes) -> Result<Uri, Malformed> {
+pub(super) fn parse_target(method: &Method, target: Bytes) -> Result<Uri, Malformed> {
     if target.is_empty() {
         return Err(Malformed::Target("empty request target"));
     }
     if !target.is_ascii() {
         return Err(Malformed::Target("request target is not ASCII"));
     }
-    if memchr(b'#', target).is_some() {
+    if memchr(b'#', &target).is_some() {
         return Err(Malformed::Target("fragment in the request target"));
     }
     if method == Method::CONNECT {
@@ -34,18 +34,18 @@ pub(super) fn parse_target(method: &Method, target: &Bytes) -> Result<Uri, Malfo
         b'*' if target.len() == 1 => {
             return Err(Malformed::Target("asterisk target of a method but OPTIONS"));
         }
-        _ => check_absolute(target)?,
+        _ => check_absolute(&target)?,
     }
     // Refuses whitespace and control characters.
-    Uri::from_maybe_shared(target.clone())
+    Uri::from_maybe_shared(target)
         .map_err(|_| Malformed::Target("invalid character in the request target, or too long"))
 }
 
 /// `host:port`, both of them (RFC 9110 §9.3.6).
-fn connect_target(target: &Bytes) -> Result<Uri, Malformed> {
-    let authority = check_authority(target)
+fn connect_target(target: Bytes) -> Result<Uri, Malformed> {
+    let authority = check_authority(&target)
         .filter(|port| port.is_some_and(|port| port != 0))
-        .and_then(|_| Authority::from_maybe_shared(target.clone()).ok());
+        .and_then(|_| Authority::from_maybe_shared(target).ok());
     authority
         .map(Uri::from)
         .ok_or(Malformed::Target("CONNECT target is not a host and a port"))
