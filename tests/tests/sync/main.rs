@@ -9,4 +9,5 @@ mod races;
 mod retries;
 mod routing;
 mod sharing;
+mod switch;
 mod timeouts;
