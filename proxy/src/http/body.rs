@@ -407,14 +407,14 @@ impl ResponseBody {
         Self::of(Inner::Tunnel(Box::new(tunnel)))
     }
 
-    /// The tunnel that this answer opens, if it does.
-    ///
-    /// # Errors
-    /// The body itself when it is none.
-    pub fn into_tunnel(self) -> Result<Tunnel, Self> {
-        match self.inner {
-            Inner::Tunnel(tunnel) => Ok(*tunnel),
-            inner => Err(Self { inner, ..self }),
+    /// Takes the tunnel that this answer opens, if it does.
+    pub fn take_tunnel(&mut self) -> Option<Tunnel> {
+        if !matches!(self.inner, Inner::Tunnel(_)) {
+            return None;
+        }
+        match std::mem::replace(&mut self.inner, Inner::Full(None)) {
+            Inner::Tunnel(tunnel) => Some(*tunnel),
+            _ => None,
         }
     }
 

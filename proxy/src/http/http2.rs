@@ -12,7 +12,6 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Method, Request, Response, request};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -106,10 +105,9 @@ fn carry(
     response: Response<ResponseBody>,
     stream: OnUpgrade,
 ) -> Response<ResponseBody> {
-    let (mut head, body) = response.into_parts();
-    let tunnel = match body.into_tunnel() {
-        Ok(tunnel) => tunnel,
-        Err(body) => return Response::from_parts(head, body),
+    let (mut head, mut body) = response.into_parts();
+    let Some(tunnel) = body.take_tunnel() else {
+        return Response::from_parts(head, body);
     };
     switch::answer_http2(&mut head);
     let worker = Rc::clone(worker);
@@ -119,7 +117,7 @@ fn carry(
             tunnel.run(TokioIo::new(stream), &worker.wheel).await;
         }
     });
-    Response::from_parts(head, ResponseBody::full(Bytes::new()))
+    Response::from_parts(head, body)
 }
 
 /// One allocation a request: the future is too large to live in hyper's dispatcher, and hyper's

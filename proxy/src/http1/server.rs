@@ -371,10 +371,10 @@ impl Connection {
         if let Err(why) = sent {
             return Err(End::Broken(why));
         }
-        match body.into_tunnel() {
-            Ok(tunnel) => return Err(End::Tunnel(Box::new(tunnel))),
-            Err(body) => drop(body),
+        if let Some(tunnel) = body.take_tunnel() {
+            return Err(End::Tunnel(Box::new(tunnel)));
         }
+        drop(body);
         Ok(keep_alive && self.shared.request_is_over())
     }
 
