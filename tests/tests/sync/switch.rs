@@ -13,22 +13,22 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// An upstream that answers each head with `answer`, and echoes in capitals what follows a 101.
 async fn upstream(answer: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let addr = listener.local_addr().expect("an address");
     let heads = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&heads);
     tokio::spawn(async move {
         loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
+            let (mut stream, _) = listener.accept().await.expect("a connection");
             let seen = Arc::clone(&seen);
             tokio::spawn(async move {
                 let head = read_head(&mut stream).await;
-                seen.lock().unwrap().push(head);
-                stream.write_all(answer.as_bytes()).await.unwrap();
+                seen.lock().expect("no panic").push(head);
+                stream.write_all(answer.as_bytes()).await.expect("a reader");
                 let mut bytes = [0; 1024];
                 while let Ok(count @ 1..) = stream.read(&mut bytes).await {
                     let shouted = bytes[..count].to_ascii_uppercase();
-                    stream.write_all(&shouted).await.unwrap();
+                    stream.write_all(&shouted).await.expect("a reader");
                 }
             });
         }
@@ -39,9 +39,9 @@ async fn upstream(answer: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>)
 async fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
+        head.push(stream.read_u8().await.expect("a head"));
     }
-    String::from_utf8(head).unwrap()
+    String::from_utf8(head).expect("text")
 }
 
 const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
