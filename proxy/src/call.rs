@@ -31,7 +31,6 @@ use crate::http::context::Connection;
 use crate::http::incoming::Incoming;
 use crate::http::observe::{Arrival, Observation};
 use crate::http::respond;
-use crate::http::switch::Switch;
 use crate::listener::Direction;
 use crate::snapshot::{Route, Service, Snapshot};
 use crate::upstream::connect::Protocol;
@@ -58,8 +57,6 @@ pub struct Call {
     pub upload: Rc<Upload>,
     /// What is recorded of it.
     pub observation: Observation,
-    /// What the caller asks to switch to, if it does.
-    pub switch: Option<Switch>,
     /// False for a delivery: the queue tries again, not this path.
     pub inline_retries: bool,
     /// Replaces the route's `timeouts.request`: the `delivery.timeout` of a message.
@@ -105,13 +102,12 @@ impl Call {
 
     fn new(
         worker: &Rc<Worker>,
-        mut parts: request::Parts,
+        parts: request::Parts,
         direction: Direction,
         peer: SocketAddr,
     ) -> Self {
         let start = clock::now();
         let snapshot = worker.snapshot();
-        let switch = parts.extensions.remove::<Switch>();
         let grpc = is_grpc(&parts.headers);
         let generation = snapshot.generation;
         let arrival = Arrival {
@@ -133,7 +129,6 @@ impl Call {
             start,
             upload: Upload::new(start, true),
             observation,
-            switch,
             inline_retries: direction == Direction::Outbound,
             request_timeout: None,
             endpoint: None,
@@ -296,12 +291,9 @@ impl Call {
         }
     }
 
-    /// The protocol for this call: gRPC needs h2 and a switch of protocols HTTP/1.1, whatever the
-    /// port says.
+    /// The protocol for this call: gRPC needs h2 whatever the port says.
     pub fn protocol(&self, endpoint: &EndpointUse) -> Protocol {
-        if self.switch.is_some() {
-            Protocol::Http1
-        } else if self.grpc {
+        if self.grpc {
             Protocol::Http2
         } else {
             endpoint.protocol()
@@ -378,9 +370,6 @@ impl Call {
                 join_cookies(&mut fields);
                 if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
                     fields.insert(HOST, host);
-                }
-                if let Some(switch) = &self.switch {
-                    switch.mark(&mut fields);
                 }
             }
             (Protocol::Http2, Some(authority)) => {

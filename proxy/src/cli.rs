@@ -1,24 +1,32 @@
-//! The command line of `outrigger-proxy`: load the bootstrap config, start, drain on SIGTERM.
+//! The command line of `outrigger-proxy`: load the bootstrap config, start, drain on SIGTERM; and
+//! `intercept`, which redirects connections to the sidecar before it starts.
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
-use clap::Parser;
-use outrigger_config::{Source, bootstrap, read_sources};
+use clap::{Parser, Subcommand};
+use outrigger_config::bootstrap::{self, ProxyBootstrap};
+use outrigger_config::{Source, read_sources};
 use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt as _, reload};
 
-use crate::app;
+use crate::{app, intercept};
 
 /// The sidecar: carries the calls of one workload, both ways.
 #[derive(Debug, Parser)]
-#[command(name = "outrigger-proxy", version, about)]
+#[command(
+    name = "outrigger-proxy",
+    version,
+    about,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub struct Cli {
     /// The bootstrap config, a YAML file (config/samples/proxy.yaml shows every key)
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    pub config: Option<PathBuf>,
     /// Check the bootstrap config and the mesh config it names, then exit
     #[arg(long)]
     pub check: bool,
@@ -30,12 +38,25 @@ pub struct Cli {
         env = "OUTRIGGER_LOG"
     )]
     pub log: String,
+    /// Instead of running the sidecar.
+    #[command(subcommand)]
+    pub command: Option<Task>,
+}
+
+/// What the program does besides running the sidecar.
+#[derive(Debug, Subcommand)]
+pub enum Task {
+    #[expect(
+        missing_docs,
+        reason = "it would replace what the options themselves say"
+    )]
+    Intercept(intercept::command::Args),
 }
 
 /// Exit status when the config has errors.
-const REFUSED: u8 = 1;
+pub(crate) const REFUSED: u8 = 1;
 /// Exit status when the config cannot be read or the process cannot start.
-const UNUSABLE: u8 = 2;
+pub(crate) const UNUSABLE: u8 = 2;
 
 /// Runs the process; the exit status is 0 after a drain, 1 for a refused config, 2 when
 /// something cannot be read, bound or locked.
@@ -47,29 +68,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { UNUSABLE } else { 0 });
         }
     };
-    let source = match read_sources(&cli.config) {
-        Ok(sources) => sources.into_iter().next(),
-        Err(error) => {
-            eprintln!(
-                "outrigger-proxy: cannot read {}: {error}",
-                cli.config.display()
-            );
-            return ExitCode::from(UNUSABLE);
-        }
+    if let Some(Task::Intercept(args)) = &cli.command {
+        return intercept::command::run(args);
+    }
+    let config = cli.config.expect("required unless there is a subcommand");
+    let mut loaded = match bootstrap(&config) {
+        Ok(loaded) => loaded,
+        Err(status) => return status,
     };
-    let Some(source) = source else {
-        eprintln!(
-            "outrigger-proxy: {} holds no YAML file",
-            cli.config.display()
-        );
-        return ExitCode::from(UNUSABLE);
-    };
-    let (loaded, report) = bootstrap::load_proxy(&source);
-    eprint!("{}", report.render_text());
-    let Some(mut loaded) = loaded.filter(|_| !report.has_errors()) else {
-        return ExitCode::from(REFUSED);
-    };
-    loaded.resolve(cli.config.parent().unwrap_or(std::path::Path::new(".")));
+    loaded.resolve(config.parent().unwrap_or(Path::new(".")));
     if cli.check {
         return check(&loaded);
     }
@@ -86,7 +93,24 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn check(bootstrap: &bootstrap::ProxyBootstrap) -> ExitCode {
+/// The bootstrap config as written. What is wrong with it goes to standard error.
+pub(crate) fn bootstrap(file: &Path) -> Result<ProxyBootstrap, ExitCode> {
+    let sources = read_sources(file).map_err(|error| {
+        eprintln!("outrigger-proxy: cannot read {}: {error}", file.display());
+        ExitCode::from(UNUSABLE)
+    })?;
+    let Some(source) = sources.into_iter().next() else {
+        eprintln!("outrigger-proxy: {} holds no YAML file", file.display());
+        return Err(ExitCode::from(UNUSABLE));
+    };
+    let (loaded, report) = bootstrap::load_proxy(&source);
+    eprint!("{}", report.render_text());
+    loaded
+        .filter(|_| !report.has_errors())
+        .ok_or(ExitCode::from(REFUSED))
+}
+
+fn check(bootstrap: &ProxyBootstrap) -> ExitCode {
     let Some(mesh) = &bootstrap.mesh else {
         println!("the bootstrap config is fine; the mesh config comes from the control plane");
         return ExitCode::SUCCESS;

@@ -20,6 +20,7 @@ pub mod error;
 pub mod forward;
 pub mod http;
 pub mod http1;
+pub mod intercept;
 pub mod listener;
 pub mod queueing;
 pub mod snapshot;

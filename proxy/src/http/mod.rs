@@ -6,5 +6,3 @@ pub mod http2;
 pub mod incoming;
 pub mod observe;
 pub mod respond;
-pub mod switch;
-pub mod tunnel;
