@@ -9,5 +9,4 @@ mod races;
 mod retries;
 mod routing;
 mod sharing;
-mod switch;
 mod timeouts;

@@ -1,0 +1,4 @@
+//! Transparent interception in network namespaces that the tests make: needs root.
+
+mod netns;
+mod rules;
