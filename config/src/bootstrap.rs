@@ -296,12 +296,12 @@ pub struct WireSpec {
 pub enum PathNormalization {
     /// Nothing: the path is matched and forwarded as it came.
     None,
-    /// Dot segments removed, also percent-encoded ones; backslashes become slashes.
+    /// Escapes of letters that need none decoded, dot segments removed; backslashes become slashes.
     #[default]
     Base,
     /// Base, and several slashes become one.
     MergeSlashes,
-    /// MergeSlashes, after `%2F`, `%5C` and the letters that need no escape were decoded.
+    /// MergeSlashes after `%2F` and `%5C` became slashes; an invalid escape is refused.
     DecodeAndMergeSlashes,
 }
 

@@ -69,12 +69,7 @@ const OF_A_QUEUE: &[&str] = &[
 const OF_A_GATEWAY_RULE: &[&str] = &["filters"];
 
 /// Keys of a sidecar's bootstrap file.
-pub(crate) const OF_A_PROXY: &[&str] = &[
-    "identity",
-    "tracing",
-    "wire.pathNormalization",
-    "wire.underscores",
-];
+pub(crate) const OF_A_PROXY: &[&str] = &["identity", "tracing"];
 
 /// Keys of the control plane's bootstrap file.
 pub(crate) const OF_A_CONTROL_PLANE: &[&str] =

@@ -12,7 +12,9 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use outrigger_config::bootstrap::{AccessLogWhen, ProxyBootstrap};
+use outrigger_config::bootstrap::{self, AccessLogWhen, PathNormalization, ProxyBootstrap};
+use outrigger_core::headers::Underscores;
+use outrigger_core::path::Normalization;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tracing::{info, warn};
 
@@ -79,6 +81,10 @@ pub struct Wire {
     pub send_timeout: Duration,
     /// How long a downstream connection without any request is kept.
     pub idle_timeout: Duration,
+    /// What is done to a path before it is matched, authorized and forwarded.
+    pub path_normalization: Normalization,
+    /// What is done with header names that contain an underscore.
+    pub underscores: Underscores,
 }
 
 /// The sidecar's name in `hop`, by direction.
@@ -290,6 +296,17 @@ fn share(bootstrap: ProxyBootstrap) -> Result<Shared, StartError> {
             max_streams: wire.max_streams,
             send_timeout: wire.send_timeout.unwrap_or(UNLIMITED),
             idle_timeout: wire.idle_timeout.unwrap_or(UNLIMITED),
+            path_normalization: match wire.path_normalization {
+                PathNormalization::None => Normalization::None,
+                PathNormalization::Base => Normalization::Base,
+                PathNormalization::MergeSlashes => Normalization::MergeSlashes,
+                PathNormalization::DecodeAndMergeSlashes => Normalization::DecodeAndMergeSlashes,
+            },
+            underscores: match wire.underscores {
+                bootstrap::Underscores::Keep => Underscores::Keep,
+                bootstrap::Underscores::Drop => Underscores::Drop,
+                bootstrap::Underscores::Refuse => Underscores::Refuse,
+            },
         },
         hop: Hops {
             outbound: format!("{name}/outbound"),

@@ -5,6 +5,8 @@
 //!
 //! Stands on the life of a request and on the life of a message.
 
+mod screen;
+
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -146,7 +148,7 @@ impl Call {
         }
     }
 
-    /// The host that was asked for, once [`Call::find_service`] has read it.
+    /// The host that was asked for, once [`Call::screen`] or [`Call::find_service`] has read it.
     pub fn authority(&self) -> Option<&Authority> {
         self.authority.as_ref()
     }
@@ -174,13 +176,20 @@ impl Call {
     /// The service that the request's host names.
     ///
     /// # Errors
-    /// `config_missing`, `bad_request` for no, several or malformed hosts, `no_route`.
+    /// `config_missing`, `bad_request` for no or a malformed host, `no_route`.
     pub fn find_service(&mut self) -> Result<Arc<Service>, ProxyError> {
         if !self.snapshot.configured() {
             let detail = "this sidecar has no mesh config yet";
             return Err(ProxyError::local(ErrorCode::ConfigMissing, detail));
         }
-        let authority = self.find_authority()?;
+        let authority = match self.authority.take() {
+            Some(authority) => Some(authority),
+            None => self.find_authority()?,
+        };
+        let Some(authority) = authority else {
+            let detail = "the request has no Host";
+            return Err(ProxyError::downstream(ErrorCode::BadRequest, detail));
+        };
         let found = parse_authority(authority.as_str())
             .and_then(|(host, port)| self.snapshot.hosts.get(&host, port).copied())
             .and_then(|at| self.snapshot.services.get(at));
@@ -192,19 +201,20 @@ impl Call {
         Ok(Arc::clone(service))
     }
 
-    /// RFC 9112 §3.2.2 and RFC 9113 §8.3.1: the authority of the target decides; without one,
-    /// exactly one Host field.
-    fn find_authority(&self) -> Result<Authority, ProxyError> {
+    /// RFC 9112 §3.2.2 and RFC 9113 §8.3.1: the authority of the target decides; without one, the
+    /// Host field.
+    fn find_authority(&self) -> Result<Option<Authority>, ProxyError> {
         if let Some(authority) = self.parts.uri.authority() {
-            return Ok(authority.clone());
+            return Ok(Some(authority.clone()));
         }
-        let bad = |detail: &str| ProxyError::downstream(ErrorCode::BadRequest, detail);
-        let mut hosts = self.parts.headers.get_all(HOST).iter();
-        let host = hosts.next().ok_or_else(|| bad("the request has no Host"))?;
-        if hosts.next().is_some() {
-            return Err(bad("the request has several Host fields"));
-        }
-        Authority::try_from(host.as_bytes()).map_err(|_| bad("the Host field is malformed"))
+        let Some(host) = self.parts.headers.get(HOST) else {
+            return Ok(None);
+        };
+        let authority = Authority::try_from(host.as_bytes());
+        authority.map(Some).map_err(|_| {
+            let detail = "the Host field is malformed";
+            ProxyError::downstream(ErrorCode::BadRequest, detail)
+        })
     }
 
     /// The rule that takes the request.
@@ -316,11 +326,7 @@ impl Call {
         let id = headers::ensure_request_id(&mut fields, &mut self.worker.rng());
         self.observation.request_id(&id);
         if self.authority.is_none() {
-            self.authority = self.find_authority().ok().or_else(|| {
-                fields
-                    .get(HOST)
-                    .and_then(|host| Authority::try_from(host.as_bytes()).ok())
-            });
+            self.authority = self.find_authority().ok().flatten();
         }
         fields.remove(HOST);
         self.prepared = fields;

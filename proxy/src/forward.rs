@@ -49,6 +49,10 @@ pub async fn serve(
         let detail = "CONNECT is not served on this listener";
         return call.refuse(&ProxyError::downstream(ErrorCode::BadRequest, detail));
     }
+    if let Err(refused) = call.screen() {
+        Payload::Downstream(body).discard();
+        return call.refuse(&refused);
+    }
     let answered = match connection.direction {
         Direction::Outbound => outbound(&mut call, body).await,
         Direction::Inbound => inbound(&mut call, body).await,

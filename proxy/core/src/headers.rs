@@ -9,6 +9,7 @@ mod hop;
 mod key;
 mod prefer;
 mod trace;
+mod underscore;
 
 use http::HeaderName;
 
@@ -21,6 +22,7 @@ pub use hop::{
 pub use key::{BadKey, idempotency_key};
 pub use prefer::{Prefer, parse_prefer};
 pub use trace::TraceContext;
+pub use underscore::{HasUnderscore, Underscores, screen_underscores};
 
 macro_rules! names {
     ($( $(#[$doc:meta])* $constant:ident = $name:literal; )*) => {

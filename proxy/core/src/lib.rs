@@ -6,11 +6,11 @@
 //! swaps the parameters and leaves the state alone.
 //!
 //! In reading order, along the life of a request: [`sniff`] tells the protocol, [`http1`] reads
-//! and writes messages, [`host`] and [`route`] choose the rule, [`deadline`] and [`limit`] bound
-//! it, [`balance`] with [`ejection`] chooses the endpoint, [`breaker`] admits, [`outcome`]
-//! classifies what came back, [`retry`] with [`budget`] and [`backoff`] decides about another try.
-//! [`redelivery`] is the same for a message. [`headers`] and [`error_code`] are the words on the
-//! wire.
+//! and writes messages, [`path`] gives every spelling one form, [`host`] and [`route`] choose the
+//! rule, [`deadline`] and [`limit`] bound it, [`balance`] with [`ejection`] chooses the endpoint,
+//! [`breaker`] admits, [`outcome`] classifies what came back, [`retry`] with [`budget`] and
+//! [`backoff`] decides about another try. [`redelivery`] is the same for a message. [`headers`]
+//! and [`error_code`] are the words on the wire.
 
 pub mod time;
 
@@ -19,6 +19,7 @@ pub mod grpc;
 pub mod headers;
 pub mod host;
 pub mod http1;
+pub mod path;
 pub mod route;
 pub mod sniff;
 

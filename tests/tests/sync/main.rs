@@ -8,5 +8,6 @@ mod protocols;
 mod races;
 mod retries;
 mod routing;
+mod screen;
 mod sharing;
 mod timeouts;

@@ -139,7 +139,7 @@ pub fn strip_for_delivery(headers: &mut HeaderMap) {
     remove_where(headers, is_dropped_on_delivery);
 }
 
-fn remove_where(headers: &mut HeaderMap, gone: impl Fn(&HeaderName) -> bool) {
+pub(super) fn remove_where(headers: &mut HeaderMap, gone: impl Fn(&HeaderName) -> bool) {
     let names: Vec<HeaderName> = headers.keys().filter(|name| gone(name)).cloned().collect();
     for name in names {
         headers.remove(name);
