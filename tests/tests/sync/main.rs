@@ -10,4 +10,5 @@ mod retries;
 mod routing;
 mod screen;
 mod sharing;
+mod switch;
 mod timeouts;
