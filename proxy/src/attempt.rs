@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::RETRY_AFTER;
+use http::header::{RETRY_AFTER, UPGRADE};
 use http::{Request, Response};
 use http_body::{Body as _, Frame};
 use outrigger_core::error_code::ErrorCode;
@@ -231,7 +231,8 @@ pub async fn attempt(
         }
     }
     // Whoever asked may not be told to switch protocols unasked (RFC 9110 §7.8).
-    if parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
+    let switched = parts.status == http::StatusCode::SWITCHING_PROTOCOLS;
+    if switched && (call.switch.is_none() || !parts.headers.contains_key(UPGRADE)) {
         lease.discard();
         let detail = format!("{addr} switched protocols without being asked");
         return Err(failed(endpoint, Failure::new(Observed::Protocol, detail)));

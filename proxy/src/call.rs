@@ -33,6 +33,7 @@ use crate::http::context::Connection;
 use crate::http::incoming::Incoming;
 use crate::http::observe::{Arrival, Observation};
 use crate::http::respond;
+use crate::http::switch::Switch;
 use crate::listener::Direction;
 use crate::snapshot::{Route, Service, Snapshot};
 use crate::upstream::connect::Protocol;
@@ -59,6 +60,8 @@ pub struct Call {
     pub upload: Rc<Upload>,
     /// What is recorded of it.
     pub observation: Observation,
+    /// What the caller asks to switch to, if it does.
+    pub switch: Option<Switch>,
     /// False for a delivery: the queue tries again, not this path.
     pub inline_retries: bool,
     /// Replaces the route's `timeouts.request`: the `delivery.timeout` of a message.
@@ -104,12 +107,13 @@ impl Call {
 
     fn new(
         worker: &Rc<Worker>,
-        parts: request::Parts,
+        mut parts: request::Parts,
         direction: Direction,
         peer: SocketAddr,
     ) -> Self {
         let start = clock::now();
         let snapshot = worker.snapshot();
+        let switch = parts.extensions.remove::<Switch>();
         let grpc = is_grpc(&parts.headers);
         let generation = snapshot.generation;
         let arrival = Arrival {
@@ -131,6 +135,7 @@ impl Call {
             start,
             upload: Upload::new(start, true),
             observation,
+            switch,
             inline_retries: direction == Direction::Outbound,
             request_timeout: None,
             endpoint: None,
@@ -301,9 +306,12 @@ impl Call {
         }
     }
 
-    /// The protocol for this call: gRPC needs h2 whatever the port says.
+    /// The protocol for this call: gRPC needs h2 and a switch of protocols HTTP/1.1, whatever the
+    /// port says.
     pub fn protocol(&self, endpoint: &EndpointUse) -> Protocol {
-        if self.grpc {
+        if self.switch.is_some() {
+            Protocol::Http1
+        } else if self.grpc {
             Protocol::Http2
         } else {
             endpoint.protocol()
@@ -376,6 +384,9 @@ impl Call {
                 join_cookies(&mut fields);
                 if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
                     fields.insert(HOST, host);
+                }
+                if let Some(switch) = &self.switch {
+                    switch.mark(&mut fields);
                 }
             }
             (Protocol::Http2, Some(authority)) => {

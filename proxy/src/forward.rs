@@ -24,9 +24,12 @@ use crate::error::ProxyError;
 use crate::http::body::{ResponseBody, Upload, UpstreamBody};
 use crate::http::context::Connection;
 use crate::http::incoming::Incoming;
+use crate::http::switch::Switch;
+use crate::http::tunnel::Tunnel;
 use crate::listener::Direction;
 use crate::queueing;
 use crate::snapshot::{Route, Service};
+use crate::upstream::pool::Lease;
 use crate::worker::Worker;
 
 /// An answer that is thrown away for a retry is read to its end up to this size, so that its
@@ -308,6 +311,7 @@ fn pass_on(
         observed,
     } = answer;
     let (mut parts, incoming) = response.into_parts();
+    let switched = Switch::of_answer(&parts);
     headers::strip_hop_by_hop(&mut parts.headers);
     call.clean_response(&mut parts.headers);
     if matches!(stop, StopReason::BodyTooLarge | StopReason::BudgetExhausted) {
@@ -320,6 +324,10 @@ fn pass_on(
         _ => None,
     };
     call.observation.answered(parts.status, grpc, endpoint);
+    if let Some(switch) = switched {
+        switch.mark(&mut parts.headers);
+        return open_tunnel(call, route, parts, lease);
+    }
     let body = UpstreamBody::new(
         incoming,
         peeked,
@@ -330,6 +338,21 @@ fn pass_on(
         deadline.upload(),
     );
     Response::from_parts(parts, ResponseBody::upstream(body))
+}
+
+/// The upstream has switched protocols: what follows its head is not HTTP.
+fn open_tunnel(
+    call: &mut Call,
+    route: &Route,
+    parts: http::response::Parts,
+    lease: Lease,
+) -> Response<ResponseBody> {
+    let Some((wire, place)) = lease.into_tunnel() else {
+        let detail = "the upstream switched protocols where none can be switched";
+        return call.refuse(&ProxyError::upstream(ErrorCode::UpstreamProtocol, detail));
+    };
+    let tunnel = Tunnel::new(wire, place, call.observation.take(), route.timeouts.idle);
+    Response::from_parts(parts, ResponseBody::tunnel(tunnel))
 }
 
 fn skipped(reason: StopReason) -> HeaderValue {

@@ -23,6 +23,7 @@ use crate::clock;
 use crate::http::context::InFlight;
 use crate::http::incoming::{Incoming, PeerError};
 use crate::http::observe::{Ending, Observation};
+use crate::http::tunnel::Tunnel;
 use crate::upstream::pool::Lease;
 use crate::wheel::Sleep;
 
@@ -363,6 +364,7 @@ enum Inner {
         trailers: Option<HeaderMap>,
     },
     Upstream(Box<UpstreamBody>),
+    Tunnel(Box<Tunnel>),
 }
 
 impl ResponseBody {
@@ -398,6 +400,22 @@ impl ResponseBody {
     /// The upstream's body, streamed; `lease` and `observation` end with it.
     pub fn upstream(body: UpstreamBody) -> Self {
         Self::of(Inner::Upstream(Box::new(body)))
+    }
+
+    /// What follows an answer of 101.
+    pub fn tunnel(tunnel: Tunnel) -> Self {
+        Self::of(Inner::Tunnel(Box::new(tunnel)))
+    }
+
+    /// Takes the tunnel that this answer opens, if it does.
+    pub fn take_tunnel(&mut self) -> Option<Tunnel> {
+        if !matches!(self.inner, Inner::Tunnel(_)) {
+            return None;
+        }
+        match std::mem::replace(&mut self.inner, Inner::Full(None)) {
+            Inner::Tunnel(tunnel) => Some(*tunnel),
+            _ => None,
+        }
     }
 
     /// Moves a request's body on while the answer waits for its reader, so that neither waits
@@ -463,6 +481,7 @@ impl Body for ResponseBody {
                     .map(Ok),
             ),
             Inner::Upstream(body) => body.poll_frame(cx),
+            Inner::Tunnel(_) => Poll::Ready(None),
         }
     }
 
@@ -471,6 +490,7 @@ impl Body for ResponseBody {
             Inner::Full(bytes) => bytes.is_none(),
             Inner::Grpc { data, trailers } => data.is_none() && trailers.is_none(),
             Inner::Upstream(body) => body.peeked.is_none() && body.incoming.is_end_stream(),
+            Inner::Tunnel(_) => true,
         }
     }
 
@@ -482,6 +502,7 @@ impl Body for ResponseBody {
             Inner::Grpc { .. } => SizeHint::default(),
             Inner::Upstream(body) if body.peeked.is_some() => SizeHint::default(),
             Inner::Upstream(body) => body.incoming.size_hint(),
+            Inner::Tunnel(_) => SizeHint::with_exact(0),
         }
     }
 }

@@ -12,9 +12,10 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Method, Request, Response, request};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tracing::debug;
@@ -25,6 +26,7 @@ use crate::forward;
 use crate::http::body::ResponseBody;
 use crate::http::context::Connection;
 use crate::http::incoming::Incoming;
+use crate::http::switch::{self, Switch};
 use crate::listener::accept;
 use crate::upstream::connect::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::worker::{LocalExecutor, Worker};
@@ -48,6 +50,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connect
         .max_header_list_size(u32::try_from(wire.max_header_bytes).unwrap_or(u32::MAX))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .enable_connect_protocol()
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(ERROR_RESETS)
         .keep_alive_interval(Duration::from_secs(60))
@@ -69,14 +72,52 @@ fn service(
 ) -> impl Fn(Request<hyper::body::Incoming>) -> Answer + use<> {
     let (worker, connection) = (Rc::clone(worker), Rc::clone(connection));
     move |request: Request<hyper::body::Incoming>| {
-        let request = request.map(Incoming::Http2);
+        let (mut head, body) = request.into_parts();
+        let opened = (head.method == Method::CONNECT)
+            .then(|| tunnel(&worker, &mut head))
+            .flatten();
+        let request = Request::from_parts(head, Incoming::Http2(body));
         let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
         let in_flight = connection.begin();
         Box::pin(async move {
-            let response = forward::serve(&worker, &connection, request).await;
+            let mut response = forward::serve(&worker, &connection, request).await;
+            if let Some(opened) = opened {
+                response = carry(&worker, response, opened);
+            }
             Ok(response.map(|body| body.until_sent(in_flight)))
         })
     }
+}
+
+/// Reads an extended CONNECT as the request that it stands for, and keeps hold of its stream.
+fn tunnel(worker: &Worker, head: &mut request::Parts) -> Option<OnUpgrade> {
+    let stream = head.extensions.remove::<OnUpgrade>();
+    let mut key = [0; 16];
+    worker.rng().fill(&mut key);
+    let switch = Switch::of_http2(head, key)?;
+    head.extensions.insert(switch);
+    stream
+}
+
+/// Carries the tunnel that an answer opens over the stream of its request.
+fn carry(
+    worker: &Rc<Worker>,
+    response: Response<ResponseBody>,
+    stream: OnUpgrade,
+) -> Response<ResponseBody> {
+    let (mut head, mut body) = response.into_parts();
+    let Some(tunnel) = body.take_tunnel() else {
+        return Response::from_parts(head, body);
+    };
+    switch::answer_http2(&mut head);
+    let worker = Rc::clone(worker);
+    tokio::task::spawn_local(async move {
+        // The stream comes when the answer's head has gone out; it may be reset before.
+        if let Ok(stream) = stream.await {
+            tunnel.run(TokioIo::new(stream), &worker.wheel).await;
+        }
+    });
+    Response::from_parts(head, body)
 }
 
 /// One allocation a request: the future is too large to live in hyper's dispatcher, and hyper's

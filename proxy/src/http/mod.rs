@@ -6,3 +6,5 @@ pub mod http2;
 pub mod incoming;
 pub mod observe;
 pub mod respond;
+pub mod switch;
+pub mod tunnel;

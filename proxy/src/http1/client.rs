@@ -125,8 +125,8 @@ impl Connection {
         response
     }
 
-    /// Takes the connection apart after the peer has switched protocols.
-    pub fn take_wire(self: Rc<Self>) -> Option<Wire> {
+    /// The bare socket, after the peer has switched protocols; none while a response is held.
+    pub fn into_wire(self: Rc<Self>) -> Option<Wire> {
         Rc::into_inner(self).map(|connection| connection.inner.into_inner().wire)
     }
 }

@@ -34,6 +34,8 @@ use crate::http::body::ResponseBody;
 use crate::http::context;
 use crate::http::incoming::{Incoming, PeerError};
 use crate::http::observe;
+use crate::http::switch::Switch;
+use crate::http::tunnel::Tunnel;
 use crate::http1::sending::{Length, Sending, SendingError};
 use crate::http1::wire::{Wire, WireError};
 use crate::listener::{Direction, accept};
@@ -74,8 +76,16 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: Rc<context::Conn
         searched: 0,
     };
     let peer = connection.peer.peer;
-    if let End::Broken(why) = connection.run().await {
-        debug!(%peer, why, "connection ended");
+    match connection.run().await {
+        End::Closed => {}
+        End::Tunnel(tunnel) => {
+            let Connection { worker, shared, .. } = connection;
+            // The request is over: nobody else holds the socket.
+            if let Some(shared) = Rc::into_inner(shared) {
+                tunnel.run(shared.wire.into_inner(), &worker.wheel).await;
+            }
+        }
+        End::Broken(why) => debug!(%peer, why, "connection ended"),
     }
 }
 
@@ -85,6 +95,8 @@ enum End {
     Closed,
     /// Without the end of a message.
     Broken(&'static str),
+    /// As HTTP: the rest belongs to the tunnel.
+    Tunnel(Box<Tunnel>),
 }
 
 /// One downstream connection.
@@ -227,8 +239,14 @@ impl Connection {
             framing,
             keep_alive,
             expect_continue,
-            ..
+            upgrade,
         } = head;
+        // RFC 9110 §7.8: not together with content, which would have to be read first.
+        let switch = if upgrade && matches!(framing, Framing::Empty | Framing::Length(0)) {
+            Switch::of_http1(&headers)
+        } else {
+            None
+        };
         let body = self.begin(framing, expect_continue && version == Version::HTTP_11);
         let head_only = method == Method::HEAD;
         let mut request = Request::new(Incoming::Http1Request(body));
@@ -236,6 +254,9 @@ impl Connection {
         *request.uri_mut() = uri;
         *request.version_mut() = version;
         *request.headers_mut() = headers;
+        if let Some(switch) = switch {
+            request.extensions_mut().insert(switch);
+        }
 
         let worker = Rc::clone(&self.worker);
         let peer = Rc::clone(&self.peer);
@@ -349,6 +370,9 @@ impl Connection {
         .await;
         if let Err(why) = sent {
             return Err(End::Broken(why));
+        }
+        if let Some(tunnel) = body.take_tunnel() {
+            return Err(End::Tunnel(Box::new(tunnel)));
         }
         drop(body);
         Ok(keep_alive && self.shared.request_is_over())

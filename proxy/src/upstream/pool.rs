@@ -25,6 +25,7 @@ use crate::error::chain;
 use crate::http::body::RequestBody;
 use crate::http::incoming::{Incoming, PeerError};
 use crate::http1::client;
+use crate::http1::wire::Wire;
 use crate::upstream::connect::{self, ConnectError, Limits, Protocol, Target};
 use crate::wheel::Wheel;
 
@@ -452,6 +453,16 @@ impl Lease {
         }
     }
 
+    /// The peer has switched protocols: the bare connection, and its place under
+    /// `maxPerEndpoint`. None over HTTP/2, where nothing is switched.
+    pub fn into_tunnel(self) -> Option<(Wire, Place)> {
+        let Kind::Http1 { connection, .. } = self.0 else {
+            return None;
+        };
+        let wire = connection.connection.into_wire()?;
+        Some((wire, Place(connection._slot)))
+    }
+
     /// The exchange broke off: an HTTP/1.1 connection cannot be used again.
     pub fn discard(self) {
         drop(self);
@@ -465,6 +476,9 @@ impl Lease {
         }
     }
 }
+
+/// A place under `maxPerEndpoint`, given back when it is dropped.
+pub struct Place(#[allow(dead_code)] Slot); // held for its drop
 
 enum Either<A, B> {
     Http1(A),
