@@ -6,7 +6,7 @@ use http::HeaderMap;
 use super::fields::{EmptyFirstLine, section_end};
 use super::framing::Framing;
 use super::trailers::parse_trailers;
-use super::{Limits, Malformed};
+use super::{CHUNK_END, Limits, Malformed};
 
 /// The longest line of a chunk's size and extension, without its CRLF. Nobody is known to use
 /// extensions.
@@ -25,6 +25,13 @@ const ALLOWED_PER_CHUNK: u64 = 16;
 
 /// And per byte of its data.
 const ALLOWED_PER_BYTE: u64 = 2;
+
+/// Chunks that are shorter are handed out together with those that are there already. A peer that
+/// speaks HTTP/2 gets each piece as a frame of its own, and takes many tiny frames for an attack.
+const SHORT_CHUNK: u64 = 1024;
+
+/// As much as that is put together.
+const TOGETHER: usize = 16 * 1024;
 
 /// What [`Decoder::decode`] found.
 #[derive(Debug, PartialEq, Eq)]
@@ -170,11 +177,7 @@ fn decode_chunked(
                 let Some((size, length)) = chunk_line(buf)? else {
                     return Ok(Item::More);
                 };
-                let allowed = size
-                    .saturating_mul(ALLOWED_PER_BYTE)
-                    .saturating_add(ALLOWED_PER_CHUNK);
-                // The CRLF after the data is counted too.
-                *overhead = (*overhead + length as u64 + 2).saturating_sub(allowed);
+                *overhead = overhead_after(*overhead, size, length);
                 if *overhead > MOST_OVERHEAD {
                     return Err(Malformed::Chunk("too much chunk extension for the content"));
                 }
@@ -185,9 +188,12 @@ fn decode_chunked(
                 };
             }
             Chunk::Data(remaining) => {
-                let Some(data) = take(buf, remaining) else {
+                let Some(mut data) = take(buf, remaining) else {
                     return Ok(Item::More);
                 };
+                if *remaining == 0 && (data.len() as u64) < SHORT_CHUNK {
+                    data = with_short_chunks(data, remaining, overhead, buf);
+                }
                 if *remaining == 0 {
                     *at = Chunk::DataEnd;
                 }
@@ -217,6 +223,51 @@ fn decode_chunked(
             }
         }
     }
+}
+
+/// The data of a chunk together with that of the short ones behind it, as far as they are there.
+/// What is not data, or wrong, is left for the next call.
+fn with_short_chunks(
+    first: Bytes,
+    remaining: &mut u64,
+    overhead: &mut u64,
+    buf: &mut BytesMut,
+) -> Bytes {
+    let mut together = BytesMut::new();
+    while *remaining == 0 && together.len() < TOGETHER {
+        let Some(line) = buf.strip_prefix(CHUNK_END) else {
+            break;
+        };
+        let Ok(Some((size @ 1..SHORT_CHUNK, length))) = chunk_line(line) else {
+            break;
+        };
+        let after = overhead_after(*overhead, size, length);
+        if after > MOST_OVERHEAD || line.len() == length {
+            break;
+        }
+        *overhead = after;
+        *remaining = size;
+        buf.advance(CHUNK_END.len() + length);
+        if together.is_empty() {
+            together.extend_from_slice(&first);
+        }
+        if let Some(data) = take(buf, remaining) {
+            together.extend_from_slice(&data);
+        }
+    }
+    match together.is_empty() {
+        true => first,
+        false => together.freeze(),
+    }
+}
+
+/// What the sender is ahead by after the line of one more chunk, whose CRLF after the data is
+/// counted too.
+fn overhead_after(overhead: u64, size: u64, line: usize) -> u64 {
+    let allowed = size
+        .saturating_mul(ALLOWED_PER_BYTE)
+        .saturating_add(ALLOWED_PER_CHUNK);
+    (overhead + line as u64 + 2).saturating_sub(allowed)
 }
 
 /// The size of a chunk and the length of its line with the CRLF; `None` when more bytes are

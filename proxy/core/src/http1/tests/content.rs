@@ -249,3 +249,39 @@ fn what_is_left_of_a_length_is_known() {
     assert_eq!(known(Framing::Chunked), None);
     assert_eq!(known(Framing::UntilClose), None);
 }
+
+/// What a chunked message is handed out as, one [`Item::Data`] after the other, and how that ends.
+fn pieces(bytes: &[u8]) -> (Vec<usize>, Result<Item, Malformed>) {
+    let mut decoder = Decoder::new(Framing::Chunked, &LIMITS);
+    let mut buf = BytesMut::from(bytes);
+    let mut lengths = Vec::new();
+    loop {
+        match decoder.decode(&mut buf) {
+            Ok(Item::Data(data)) => lengths.push(data.len()),
+            end => return (lengths, end),
+        }
+    }
+}
+
+#[test]
+fn short_chunks_that_are_there_come_together() {
+    let end = Ok(Item::End);
+    assert_eq!(
+        pieces(b"1\r\na\r\n2\r\nbc\r\n3;x\r\ndef\r\n0\r\n\r\n"),
+        (vec![6], end)
+    );
+    // The start of a chunk is taken along, what is no data is not waited for.
+    assert_eq!(pieces(b"1\r\na\r\n5\r\nbc"), (vec![3], Ok(Item::More)));
+    assert_eq!(pieces(b"1\r\na\r\n5\r\n"), (vec![1], Ok(Item::More)));
+    assert_eq!(pieces(b"1\r\na\r\n5"), (vec![1], Ok(Item::More)));
+    // A wrong one is told after those before it.
+    let wrong = Err(Malformed::Chunk("chunk size is not hexadecimal"));
+    assert_eq!(pieces(b"1\r\na\r\n1\r\nb\r\ng\r\n"), (vec![2], wrong));
+    // Long ones are not copied, and not too much is.
+    let long = [&b"1\r\na\r\n400\r\n"[..], &[b'b'; 1024], b"\r\n0\r\n\r\n"].concat();
+    assert_eq!(pieces(&long), (vec![1, 1024], Ok(Item::End)));
+    let many = [b"100\r\n", &[b'a'; 256][..], b"\r\n"].concat().repeat(100);
+    let (lengths, _) = pieces(&many);
+    assert_eq!(lengths.iter().sum::<usize>(), 25_600);
+    assert!(lengths.len() == 2, "{lengths:?}");
+}
