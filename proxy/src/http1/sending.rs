@@ -53,6 +53,10 @@ pub struct Sending {
     ended: bool,
     /// The body is not asked for anything before the head is out.
     head_first: bool,
+    /// What came is written even when the body breaks off behind it.
+    keep_start: bool,
+    /// Why the body broke off, until what came before is written.
+    broken: Option<SendingError>,
     written: u64,
 }
 
@@ -66,6 +70,8 @@ impl Sending {
             length,
             ended: length == Length::Empty,
             head_first: false,
+            keep_start: false,
+            broken: None,
             written: 0,
         }
     }
@@ -75,6 +81,14 @@ impl Sending {
     #[must_use]
     pub fn head_first(mut self, head_first: bool) -> Self {
         self.head_first = head_first;
+        self
+    }
+
+    /// Writes what came before the body broke off: a peer that gets nothing at all would take its
+    /// request for one that nobody answered, and send it again.
+    #[must_use]
+    pub fn keep_start(mut self) -> Self {
+        self.keep_start = true;
         self
     }
 
@@ -113,12 +127,23 @@ impl Sending {
             self.head_first = false;
         }
         loop {
-            let waiting = self.gather(cx, body)?;
+            let waiting = self.broken.is_some()
+                || match self.gather(cx, body) {
+                    Ok(waiting) => waiting,
+                    Err(error) if self.keep_start => {
+                        self.broken = Some(error);
+                        true
+                    }
+                    Err(error) => return Poll::Ready(Err(error)),
+                };
             if !self.is_flushed() {
                 ready!(self.poll_flush(cx, &mut write)).map_err(SendingError::Io)?;
                 if !waiting && !self.ended {
                     continue;
                 }
+            }
+            if let Some(error) = self.broken.take() {
+                return Poll::Ready(Err(error));
             }
             return if self.ended {
                 Poll::Ready(Ok(()))

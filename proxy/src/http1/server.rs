@@ -338,7 +338,7 @@ impl Connection {
         );
         // What was promised and not yet asked for is no longer.
         self.shared.reading.borrow_mut().owed = None;
-        let mut sending = Sending::new(out, length);
+        let mut sending = Sending::new(out, length).keep_start();
         let half_close = !answer.keep_alive;
         let stall = self.worker.shared.wire.send_timeout;
         let mut stalled_at = None;
