@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use outrigger_core::headers::{StripPolicy, strip_outrigger};
 
 use crate::http1::client::ResponseStream;
 use crate::http1::server::RequestStream;
@@ -58,13 +59,20 @@ impl Body for Incoming {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, PeerError>>> {
-        match self.get_mut() {
+        let mut polled = match self.get_mut() {
             Self::Http1Request(stream) => stream.poll_frame(cx),
             Self::Http1Response(stream) => stream.poll_frame(cx),
             Self::Http2(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(PeerError::from))),
+        };
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            // Sidecars say nothing in trailers: what is there is somebody else's.
+            strip_outrigger(trailers, StripPolicy::Untrusted);
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
