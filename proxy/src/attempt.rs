@@ -237,6 +237,12 @@ pub async fn attempt(
         let detail = format!("{addr} switched protocols without being asked");
         return Err(failed(endpoint, Failure::new(Observed::Protocol, detail)));
     }
+    // No class of HTTP (RFC 9110 §15). Our own codec refuses it by itself.
+    if parts.status.as_u16() > 599 {
+        lease.discard();
+        let detail = format!("{addr} answered with the status {}", parts.status.as_u16());
+        return Err(failed(endpoint, Failure::new(Observed::Protocol, detail)));
+    }
     parts.extensions.clear();
     // Without a gRPC status yet, the head says nothing bad: the trailers decide at the end.
     let observed = Observed::Head {

@@ -27,9 +27,21 @@ impl PeerError {
     pub fn is_malformed(&self) -> bool {
         match self {
             Self::Http1(error) => error.is_malformed(),
-            Self::Http2(error) => error.is_parse(),
+            Self::Http2(error) => is_malformed_http2(error),
         }
     }
+}
+
+/// Whether it was us who ended a stream or a connection for what the peer had sent.
+fn is_malformed_http2(error: &hyper::Error) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = source {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+            return h2.is_library() && h2.reason().is_some();
+        }
+        source = cause.source();
+    }
+    error.is_parse()
 }
 
 /// The body of a peer's message.
