@@ -3,12 +3,14 @@
 //! [`mesh`] runs real sidecars and a real control plane within the test's process, on ports of the
 //! system's choice and with their state in a temporary directory. [`upstream`] plays the services
 //! behind them by script, [`client`] the applications in front of them, and [`metrics`] reads what
-//! an operator would. Nothing here sleeps for a fixed time: [`until`] waits for a condition.
+//! an operator would. [`raw`] and [`frames`] are both sides below HTTP, byte by byte. Nothing here sleeps for a fixed time: [`until`] waits for a condition.
 
 pub mod client;
+pub mod frames;
 pub mod mesh;
 pub mod metrics;
 pub mod process;
+pub mod raw;
 pub mod upstream;
 
 use std::time::Duration;

@@ -2,7 +2,6 @@
 
 mod breaker;
 mod drain;
-mod frames;
 mod headers;
 mod protocols;
 mod races;

@@ -7,13 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 use outrigger_tests::client::{Ask, Client};
+use outrigger_tests::frames::{HEADERS, answered, go_away, peer, refused};
 use outrigger_tests::mesh::{Sidecar, route, service, service_h2};
 use outrigger_tests::until_true;
 use outrigger_tests::upstream::{Raw, Reply, Upstream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-
-use crate::frames::{HEADERS, answered, go_away, peer, refused};
 
 /// No retry is permitted and none could be paid for.
 const NO_RETRIES: &str = "{retry: {attempts: 0, budget: {percent: 0, minPerSecond: 0}}}";
@@ -78,7 +77,7 @@ async fn a_post_that_a_leaving_h2_peer_may_have_worked_on_is_not_sent_again() {
                 let mut preface = [0; 24];
                 let _ = stream.read_exact(&mut preface).await;
                 let _ = stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
-                while let Some(got) = crate::frames::read(&mut stream).await {
+                while let Some(got) = outrigger_tests::frames::read(&mut stream).await {
                     if got.kind == HEADERS {
                         count.fetch_add(1, Ordering::SeqCst);
                         let words = leave(got.stream).unwrap_or_default();

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use outrigger_tests::client::{Ask, Client};
+use outrigger_tests::frames::{HEADERS, go_away, peer, refused};
 use outrigger_tests::mesh::{Sidecar, route, service, service_h2};
 use outrigger_tests::upstream::{Raw, Reply, Upstream, nobody};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
-
-use crate::frames::{HEADERS, go_away, peer, refused};
 
 /// Nothing opens and nobody is ejected: these tests are about retries alone.
 const CALM: &str = "loadBalancer: {algorithm: RoundRobin}\n\

@@ -10,37 +10,22 @@ use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
 use http_body::Frame;
 use outrigger_tests::client::{self, Ask, Client, Raw};
+use outrigger_tests::frames::{
+    self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, OK, SETTINGS, WINDOW_UPDATE, answered,
+    field, frame, peer,
+};
 use outrigger_tests::mesh::{Sidecar, route, service, service_h2};
+use outrigger_tests::raw::black_hole;
 use outrigger_tests::upstream::{Broken, Reply, Upstream, grpc_frame};
 use outrigger_tests::{SOON, until, until_true};
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-
-use crate::frames::{
-    self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, OK, SETTINGS, WINDOW_UPDATE, answered,
-    field, frame, peer,
-};
 
 /// Nothing opens and nobody is ejected.
 const CALM: &str = "breaker: {consecutiveFailures: 0, failureRate: {percent: 100, minRequests: 1000000, window: 10s}}\n\
     ejection: {consecutiveFailures: 0}";
-
-/// A port that accepts no connection and refuses none, and what keeps it so.
-async fn black_hole() -> (TcpListener, Vec<TcpStream>) {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    let any = "127.0.0.1:0".parse().expect("an address");
-    socket.bind(any).expect("a port");
-    let listener = socket.listen(0).expect("listening");
-    let addr = listener.local_addr().expect("an address");
-    let mut queued = Vec::new();
-    let patience = Duration::from_millis(300);
-    while let Ok(connected) = timeout(patience, TcpStream::connect(addr)).await {
-        queued.push(connected.expect("queued"));
-    }
-    (listener, queued)
-}
 
 #[tokio::test]
 async fn h2_requests_that_wait_for_one_connect_fail_with_it_together() {

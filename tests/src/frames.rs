@@ -1,33 +1,46 @@
 //! HTTP/2 by hand: what no well-behaved implementation would send, and when.
 
-use outrigger_tests::upstream::Raw;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-pub(crate) const DATA: u8 = 0;
-pub(crate) const HEADERS: u8 = 1;
-pub(crate) const RST_STREAM: u8 = 3;
-pub(crate) const SETTINGS: u8 = 4;
-pub(crate) const GOAWAY: u8 = 7;
-pub(crate) const WINDOW_UPDATE: u8 = 8;
+use crate::upstream::Raw;
 
-pub(crate) const END_STREAM: u8 = 1;
-pub(crate) const END_HEADERS: u8 = 4;
+/// A piece of a body.
+pub const DATA: u8 = 0;
+/// A head, or trailers.
+pub const HEADERS: u8 = 1;
+/// The end of a stream by force.
+pub const RST_STREAM: u8 = 3;
+/// What the peer may do.
+pub const SETTINGS: u8 = 4;
+/// The end of a connection.
+pub const GOAWAY: u8 = 7;
+/// Room for more of a body.
+pub const WINDOW_UPDATE: u8 = 8;
+
+/// Flag: the last of its stream.
+pub const END_STREAM: u8 = 1;
+/// Flag: the field block is whole.
+pub const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
 /// `:status: 200`, an entry of the static table.
-pub(crate) const OK: &[u8] = &[0x88];
+pub const OK: &[u8] = &[0x88];
 
 /// A frame.
-pub(crate) struct Frame {
+pub struct Frame {
+    /// Its type.
     pub kind: u8,
+    /// Its flags.
     pub flags: u8,
+    /// The stream it belongs to; 0 is the connection.
     pub stream: u32,
+    /// What it carries.
     pub payload: Vec<u8>,
 }
 
 /// Reads one; none at the end.
-pub(crate) async fn read(stream: &mut TcpStream) -> Option<Frame> {
+pub async fn read(stream: &mut TcpStream) -> Option<Frame> {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await.ok()?;
     let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
@@ -43,7 +56,10 @@ pub(crate) async fn read(stream: &mut TcpStream) -> Option<Frame> {
 }
 
 /// The bytes of a frame.
-pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+///
+/// # Panics
+/// On a payload over 4 GiB.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a short payload");
     let mut bytes = length.to_be_bytes()[1..].to_vec();
     bytes.extend([kind, flags]);
@@ -53,22 +69,25 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
 }
 
 /// 200 without a body.
-pub(crate) fn answered(stream: u32) -> Vec<u8> {
+pub fn answered(stream: u32) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, OK)
 }
 
 /// RST_STREAM with REFUSED_STREAM.
-pub(crate) fn refused(stream: u32) -> Vec<u8> {
+pub fn refused(stream: u32) -> Vec<u8> {
     frame(RST_STREAM, 0, stream, &7_u32.to_be_bytes())
 }
 
 /// A graceful GOAWAY: nothing above `last` was worked on.
-pub(crate) fn go_away(last: u32) -> Vec<u8> {
+pub fn go_away(last: u32) -> Vec<u8> {
     frame(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat())
 }
 
 /// A literal field, not to be remembered.
-pub(crate) fn field(name: &str, value: &str) -> Vec<u8> {
+///
+/// # Panics
+/// On texts over 127 bytes.
+pub fn field(name: &str, value: &str) -> Vec<u8> {
     let mut bytes = vec![0];
     for text in [name, value] {
         bytes.push(u8::try_from(text.len()).expect("a short text"));
@@ -79,7 +98,7 @@ pub(crate) fn field(name: &str, value: &str) -> Vec<u8> {
 
 /// An upstream that greets with `settings` and answers every HEADERS and RST_STREAM with what
 /// `answer` makes of its type and stream; it closes the connection when that is none.
-pub(crate) async fn peer(
+pub async fn peer(
     settings: &'static [u8],
     answer: impl Fn(u8, u32) -> Option<Vec<u8>> + Clone + Send + Sync + 'static,
 ) -> Raw {
