@@ -27,6 +27,7 @@ use crate::snapshot::Store;
 use crate::snapshot::live::Live;
 use crate::source::{self, ConfigStatus};
 use crate::telemetry::access_log::{self, AccessLog, When};
+use crate::telemetry::limits::Refusals;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::Worker;
 
@@ -42,6 +43,8 @@ pub struct Shared {
     pub drain: Drain,
     /// The metrics registry.
     pub metrics: Metrics,
+    /// What the limits of the wire refused.
+    pub refusals: Refusals,
     /// The access log.
     pub access_log: AccessLog,
     /// Limits of every connection.
@@ -284,6 +287,7 @@ fn share(bootstrap: ProxyBootstrap) -> Result<Shared, StartError> {
         live: Live::default(),
         drain: Drain::default(),
         access_log,
+        refusals: Refusals::new(&metrics),
         metrics,
         wire: Wire {
             max_headers: wire.max_headers,

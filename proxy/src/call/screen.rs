@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use http::header::HOST;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Uri, Version};
+use http::{HeaderValue, Method, Uri, Version};
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers::screen_underscores;
 use outrigger_core::host::parse_authority;
@@ -16,6 +16,7 @@ use outrigger_core::path;
 
 use super::Call;
 use crate::error::ProxyError;
+use crate::telemetry::limits::WireLimit;
 
 impl Call {
     /// Reads the host, brings the path into the form that is matched, authorized and forwarded,
@@ -24,10 +25,23 @@ impl Call {
     /// # Errors
     /// `bad_request`; nobody has seen the request then.
     pub fn screen(&mut self) -> Result<(), ProxyError> {
+        self.screen_size()?;
         self.screen_host()?;
         self.screen_path()?;
         let rule = self.worker.shared.wire.underscores;
         screen_underscores(&mut self.parts.headers, rule).map_err(|error| bad(&error.to_string()))
+    }
+
+    /// `wire.maxHeaders` for HTTP/2, whose library counts bytes only; our HTTP/1 codec does both.
+    /// Each piece of a split cookie counts.
+    fn screen_size(&self) -> Result<(), ProxyError> {
+        let shared = &self.worker.shared;
+        if self.parts.headers.len() <= shared.wire.max_headers {
+            return Ok(());
+        }
+        shared.refusals.count(WireLimit::Headers);
+        let detail = format!("more than {} header fields", shared.wire.max_headers);
+        Err(ProxyError::downstream(ErrorCode::HeadersTooLarge, detail))
     }
 
     /// RFC 9112 §3.2 and RFC 9113 §8.3.1: one host, well-formed, and in HTTP/2 the same in
@@ -58,6 +72,12 @@ impl Call {
     }
 
     fn screen_path(&mut self) -> Result<(), ProxyError> {
+        let path = self.parts.uri.path();
+        let whole_server = path == "*" && self.parts.method == Method::OPTIONS;
+        let no_path = path.is_empty() && self.parts.method == Method::CONNECT;
+        if !path.starts_with('/') && !whole_server && !no_path {
+            return Err(bad("the path does not begin with a slash"));
+        }
         let how = self.worker.shared.wire.path_normalization;
         let normal = path::normalize(self.parts.uri.path(), how);
         let Cow::Owned(mut target) = normal.map_err(|error| bad(&error.to_string()))? else {

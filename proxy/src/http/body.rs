@@ -20,7 +20,6 @@ use http_body::{Body, Frame, SizeHint};
 use outrigger_core::time::Mono;
 
 use crate::clock;
-use crate::http::context::InFlight;
 use crate::http::incoming::{Incoming, PeerError};
 use crate::http::observe::{Ending, Observation};
 use crate::http::tunnel::Tunnel;
@@ -354,7 +353,6 @@ impl ReplayState {
 /// The body of a response as it goes downstream.
 pub struct ResponseBody {
     inner: Inner,
-    in_flight: Option<InFlight>,
 }
 
 enum Inner {
@@ -369,17 +367,7 @@ enum Inner {
 
 impl ResponseBody {
     fn of(inner: Inner) -> Self {
-        Self {
-            inner,
-            in_flight: None,
-        }
-    }
-
-    /// The request counts as in flight on its connection until the body is dropped.
-    #[must_use]
-    pub fn until_sent(mut self, in_flight: InFlight) -> Self {
-        self.in_flight = Some(in_flight);
-        self
+        Self { inner }
     }
 
     /// A body that is already in memory: everything that Outrigger answers itself.

@@ -1,7 +1,8 @@
 //! Serves one downstream HTTP/2 connection with hyper and hands every request to `forward`.
 //!
-//! Owns the wire limits of a connection (header bytes, streams, windows, idle timeout) and its
-//! graceful end. Knows nothing of routes.
+//! Owns the wire limits of a connection (header bytes, streams, windows, resets, idle timeout) and
+//! its graceful end. What a single stream may do is [`streams`](crate::http::streams)'. Knows
+//! nothing of routes.
 //!
 //! Stands on the life of a request.
 
@@ -26,24 +27,25 @@ use crate::forward;
 use crate::http::body::ResponseBody;
 use crate::http::context::Connection;
 use crate::http::incoming::Incoming;
+use crate::http::streams::{Sent, Stream, StreamExecutor, Streams};
 use crate::http::switch::{self, Switch};
 use crate::listener::accept;
+use crate::telemetry::limits::WireLimit;
 use crate::upstream::connect::{CONNECTION_WINDOW, STREAM_WINDOW};
-use crate::worker::{LocalExecutor, Worker};
+use crate::worker::Worker;
 
 /// Resets a peer may have pending before the connection ends (CVE-2023-44487).
 const PENDING_RESETS: usize = 64;
 /// Resets we answer a peer's broken frames with before the connection ends (RUSTSEC-2024-0003).
 const ERROR_RESETS: usize = 1024;
+/// How long a peer may take to end an idle connection after it was told to.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Serves HTTP/2 with prior knowledge until the connection ends or drains.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connection>) {
     let wire = &worker.shared.wire;
-    // Not watched: between requests h2 peers talk about windows and pings, which begin no head.
-    // The preface was seen, so there is no first head to wait for either.
-    connection.greeted();
-    let io = TokioIo::new(stream);
-    let mut builder = http2::Builder::new(LocalExecutor);
+    let streams = Streams::new(Rc::clone(&worker));
+    let mut builder = http2::Builder::new(StreamExecutor(Rc::clone(&streams)));
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(wire.max_streams)
@@ -55,22 +57,29 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connect
         .max_local_error_reset_streams(ERROR_RESETS)
         .keep_alive_interval(Duration::from_secs(60))
         .keep_alive_timeout(Duration::from_secs(20));
-    let service = service(&worker, &connection);
-    let serving = builder.serve_connection(io, service_fn(service));
-    run(
-        &worker,
-        &connection,
-        serving,
-        http2::Connection::graceful_shutdown,
-    )
-    .await;
+    let service = service(&worker, &connection, &streams);
+    let serving = builder.serve_connection(TokioIo::new(stream), service_fn(service));
+    let graceful = http2::Connection::graceful_shutdown;
+    match run(&worker, &connection, &streams, serving, graceful).await {
+        End::Served(Ok(())) => {}
+        End::Served(Err(error)) => {
+            debug!(peer = %connection.peer, error = error::chain(&error), "connection ended");
+        }
+        End::Idle => debug!(peer = %connection.peer, "connection closed: idle"),
+        End::Abused => {
+            worker.shared.refusals.count(WireLimit::Resets);
+            debug!(peer = %connection.peer, "connection closed: most requests abandoned");
+        }
+    }
 }
 
 fn service(
     worker: &Rc<Worker>,
     connection: &Rc<Connection>,
+    streams: &Rc<Streams>,
 ) -> impl Fn(Request<hyper::body::Incoming>) -> Answer + use<> {
     let (worker, connection) = (Rc::clone(worker), Rc::clone(connection));
+    let streams = Rc::clone(streams);
     move |request: Request<hyper::body::Incoming>| {
         let (mut head, body) = request.into_parts();
         let opened = (head.method == Method::CONNECT)
@@ -78,13 +87,13 @@ fn service(
             .flatten();
         let request = Request::from_parts(head, Incoming::Http2(body));
         let (worker, connection) = (Rc::clone(&worker), Rc::clone(&connection));
-        let in_flight = connection.begin();
+        let stream = streams.begin();
         Box::pin(async move {
             let mut response = forward::serve(&worker, &connection, request).await;
             if let Some(opened) = opened {
-                response = carry(&worker, response, opened);
+                response = carry(&worker, &stream, response, opened);
             }
-            Ok(response.map(|body| body.until_sent(in_flight)))
+            Ok(response.map(|body| stream.answer(body)))
         })
     }
 }
@@ -102,6 +111,7 @@ fn tunnel(worker: &Worker, head: &mut request::Parts) -> Option<OnUpgrade> {
 /// Carries the tunnel that an answer opens over the stream of its request.
 fn carry(
     worker: &Rc<Worker>,
+    request: &Stream,
     response: Response<ResponseBody>,
     stream: OnUpgrade,
 ) -> Response<ResponseBody> {
@@ -111,7 +121,10 @@ fn carry(
     };
     switch::answer_http2(&mut head);
     let worker = Rc::clone(worker);
+    let open = request.outlasted();
     tokio::task::spawn_local(async move {
+        // The connection is not idle meanwhile.
+        let _open = open;
         // The stream comes when the answer's head has gone out; it may be reset before.
         if let Ok(stream) = stream.await {
             tunnel.run(TokioIo::new(stream), &worker.wheel).await;
@@ -122,55 +135,61 @@ fn carry(
 
 /// One allocation a request: the future is too large to live in hyper's dispatcher, and hyper's
 /// h2 layer would allocate it anyway.
-type Answer = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>>>>;
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Sent>, Infallible>>>>;
+
+/// Why a connection ended.
+enum End {
+    /// By itself.
+    Served(hyper::Result<()>),
+    /// Without requests for `wire.idleTimeout`.
+    Idle,
+    /// Its peer abandons what it begins.
+    Abused,
+}
 
 /// Polls the connection beside its timeouts and the drain.
 async fn run<C>(
     worker: &Rc<Worker>,
     connection: &Rc<Connection>,
+    streams: &Rc<Streams>,
     serving: C,
     graceful: impl Fn(Pin<&mut C>),
-) where
+) -> End
+where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut serving = pin!(serving);
     let mut draining = pin!(accept::closing(&worker.shared.drain, connection.direction));
     let mut drained = false;
-    let head = worker.shared.wire.header_timeout;
+    let mut farewell = false;
     let idle = worker.shared.wire.idle_timeout;
-    let mut timer = worker.wheel.sleep_until(clock::now() + head);
-    let ended = std::future::poll_fn(|cx| {
+    let mut timer = worker.wheel.sleep_until(clock::now() + idle);
+    std::future::poll_fn(|cx| {
         if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
-            return Poll::Ready(Some(ended));
+            return Poll::Ready(End::Served(ended));
         }
-        if !drained && draining.as_mut().poll(cx).is_ready() {
-            drained = true;
-            graceful(serving.as_mut());
-            if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
-                return Poll::Ready(Some(ended));
-            }
+        if streams.are_abused() {
+            return Poll::Ready(End::Abused);
         }
-        // A head that has just begun is due before what the timer was set for.
-        if let Some(due) = connection.deadline(head, idle)
-            && due < timer.deadline()
-        {
-            timer.reset(due);
-        }
+        let mut leave = !drained && draining.as_mut().poll(cx).is_ready();
+        drained |= leave;
         while Pin::new(&mut timer).poll(cx).is_ready() {
             let now = clock::now();
-            match connection.deadline(head, idle) {
-                Some(due) if due <= now => return Poll::Ready(None),
-                due => timer.reset(due.unwrap_or(now + idle)),
+            match streams.idle_since() {
+                Some(_) if farewell => return Poll::Ready(End::Idle),
+                Some(since) if since + idle <= now => {
+                    (farewell, leave) = (true, true);
+                    timer.reset(now + GOODBYE);
+                }
+                None if farewell => timer.reset(now + GOODBYE),
+                since => timer.reset(since.unwrap_or(now) + idle),
             }
+        }
+        if leave {
+            graceful(serving.as_mut());
+            return serving.as_mut().poll(cx).map(End::Served);
         }
         Poll::Pending
     })
-    .await;
-    match ended {
-        Some(Ok(())) => {}
-        Some(Err(error)) => {
-            debug!(peer = %connection.peer, error = error::chain(&error), "connection ended");
-        }
-        None => debug!(peer = %connection.peer, "connection closed: no progress"),
-    }
+    .await
 }

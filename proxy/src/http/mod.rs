@@ -6,5 +6,6 @@ pub mod http2;
 pub mod incoming;
 pub mod observe;
 pub mod respond;
+pub mod streams;
 pub mod switch;
 pub mod tunnel;

@@ -39,6 +39,7 @@ use crate::http::tunnel::Tunnel;
 use crate::http1::sending::{Length, Sending, SendingError};
 use crate::http1::wire::{Wire, WireError};
 use crate::listener::{Direction, accept};
+use crate::telemetry::limits::WireLimit;
 use crate::wheel::Sleep;
 use crate::worker::Worker;
 
@@ -222,9 +223,13 @@ impl Connection {
             if wire.buf.is_empty() && closing.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Next::End(End::Closed));
             }
-            Pin::new(&mut self.timer)
-                .poll(cx)
-                .map(|()| Next::End(End::Broken("no request in time")))
+            Pin::new(&mut self.timer).poll(cx).map(|()| {
+                if began {
+                    let refusals = &self.worker.shared.refusals;
+                    refusals.count(WireLimit::HeaderTimeout);
+                }
+                Next::End(End::Broken("no request in time"))
+            })
         })
         .await
     }
@@ -363,9 +368,11 @@ impl Connection {
                 stalled_at = Some(sending.written());
                 self.timer.reset(clock::now() + stall);
             }
-            Pin::new(&mut self.timer)
-                .poll(cx)
-                .map(|()| Err("the caller takes nothing"))
+            Pin::new(&mut self.timer).poll(cx).map(|()| {
+                let refusals = &self.worker.shared.refusals;
+                refusals.count(WireLimit::SendTimeout);
+                Err("the caller takes nothing")
+            })
         })
         .await;
         if let Err(why) = sent {
@@ -384,6 +391,14 @@ impl Connection {
             Malformed::HeadTooLarge | Malformed::TooManyFields => ErrorCode::HeadersTooLarge,
             _ => ErrorCode::BadRequest,
         };
+        let limit = match malformed {
+            Malformed::HeadTooLarge => Some(WireLimit::HeaderBytes),
+            Malformed::TooManyFields => Some(WireLimit::Headers),
+            _ => None,
+        };
+        if let Some(limit) = limit {
+            self.worker.shared.refusals.count(limit);
+        }
         let error = ProxyError::downstream(code, malformed.to_string());
         let response = observe::refuse(&self.worker, &self.peer, &error);
         let answer = Answer {

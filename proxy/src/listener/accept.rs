@@ -16,6 +16,7 @@ use crate::http::context::Connection;
 use crate::http::http2;
 use crate::http1;
 use crate::listener::{Direction, detect};
+use crate::telemetry::limits::WireLimit;
 use crate::worker::Worker;
 
 /// Pause after an accept that failed for want of file descriptors or memory: trying again at
@@ -59,6 +60,7 @@ fn admit(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, direction: Di
     let (inbound, outbound) = shared.drain.open();
     let max = shared.wire.max_connections;
     if max > 0 && inbound + outbound > max {
+        shared.refusals.count(WireLimit::Connections);
         warn!(max, %peer, "connection refused: wire.maxConnections reached");
         return;
     }
