@@ -204,8 +204,9 @@ def bad_preface():
     return connection.outcome()
 
 
-@case("goaway PROTOCOL_ERROR", "closed")
+@case("goaway PROTOCOL_ERROR", "goaway NO_ERROR", "closed")
 def first_frame_is_not_settings():
+    """h2 takes a client that names no settings for one with the defaults; then it is idle."""
     connection = Connection(greet=False)
     connection.send(PREFACE, PingFrame(0, b"12345678"))
     return connection.outcome()

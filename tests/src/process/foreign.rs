@@ -22,7 +22,7 @@ pub fn tool(name: &str) -> Command {
     Command::new(found.unwrap_or_else(|| panic!("{name} is not installed: tests/run installs it")))
 }
 
-/// A script of `tests/tools` under the Python that has grpcio: `OUTRIGGER_TEST_PYTHON`, or the
+/// A script of `tests/tools` under the Python that has grpcio and hyperframe: `OUTRIGGER_TEST_PYTHON`, or the
 /// environment that `tests/run` makes.
 ///
 /// # Panics
