@@ -9,7 +9,7 @@ use http::HeaderValue;
 
 /// Eight digits are all that gRPC allows (grpc/grpc `doc/PROTOCOL-HTTP2.md`, Timeout).
 const MOST_DIGITS: usize = 8;
-const LARGEST: u128 = 99_999_999;
+const LARGEST: u64 = 99_999_999;
 
 /// Whose limit it is: decides between `upstream_timeout` and `deadline_exceeded`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,21 +75,32 @@ pub fn parse_grpc_timeout(value: &str) -> Option<Duration> {
 
 /// Writes `grpc-timeout` in the finest unit that fits eight digits: rounded down, never to zero.
 pub fn format_grpc_timeout(timeout: Duration) -> HeaderValue {
-    let nanos = timeout.as_nanos().max(1);
+    let nanos = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1);
     let units = [
-        (1, 'n'),
-        (1_000, 'u'),
-        (1_000_000, 'm'),
-        (1_000_000_000, 'S'),
-        (60_000_000_000, 'M'),
-        (3_600_000_000_000, 'H'),
+        (1, b'n'),
+        (1_000, b'u'),
+        (1_000_000, b'm'),
+        (1_000_000_000, b'S'),
+        (60_000_000_000, b'M'),
+        (3_600_000_000_000, b'H'),
     ];
     let (number, unit) = units
         .into_iter()
         .map(|(nanos_per_unit, unit)| (nanos / nanos_per_unit, unit))
         .find(|(number, _)| *number <= LARGEST)
-        .unwrap_or((LARGEST, 'H'));
-    header(&format!("{number}{unit}"))
+        .unwrap_or((LARGEST, b'H'));
+    // Nanoseconds of centuries do not fit.
+    let (number, unit) = match u64::try_from(timeout.as_nanos()) {
+        Ok(_) => (number, unit),
+        Err(_) => ((timeout.as_secs() / 3600).min(LARGEST), b'H'),
+    };
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(number).as_bytes();
+    let mut text = [0; 9];
+    text[..digits.len()].copy_from_slice(digits);
+    text[digits.len()] = unit;
+    let text = &text[..=digits.len()];
+    HeaderValue::from_bytes(text).expect("digits and a letter are visible ASCII")
 }
 
 /// Reads `outrigger-deadline-ms`: digits only; more than fit saturate. `None` for anything else.
@@ -102,11 +113,8 @@ pub fn parse_deadline_ms(value: &str) -> Option<Duration> {
 
 /// Writes `outrigger-deadline-ms`: rounded down, never to zero.
 pub fn format_deadline_ms(timeout: Duration) -> HeaderValue {
-    header(&timeout.as_millis().max(1).to_string())
-}
-
-fn header(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).expect("digits and a letter are visible ASCII")
+    let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    HeaderValue::from(millis.max(1))
 }
 
 #[cfg(test)]

@@ -5,15 +5,14 @@
 
 use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE,
-    COOKIE, DATE, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    COOKIE, DATE, EXPECT, FORWARDED, HOST, SET_COOKIE, TE, TRAILER,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{
     CALLBACK, DEADLINE_MS, DELAY, EXPIRES, GRPC_MESSAGE, GRPC_STATUS, GRPC_TIMEOUT,
-    IDEMPOTENCY_KEY, KEEP_ALIVE, PREFER, PREFIX, PROXY_CONNECTION, TRACEPARENT, TRACESTATE,
-    X_FORWARDED_CLIENT_CERT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID,
+    IDEMPOTENCY_KEY, PREFER, PREFIX, TRACEPARENT, TRACESTATE, X_FORWARDED_CLIENT_CERT,
+    X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID,
 };
 
 /// Fields that `Connection` cannot nominate: to drop them on the sender's word would change what
@@ -50,27 +49,62 @@ pub const PROTECTED: [HeaderName; 20] = [
 /// caller that switches protocols reads it first and puts it back. `Trailer` stays, it describes
 /// the body.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        strip_nominated(headers);
-    }
-    for name in [
-        CONNECTION,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
-        TRANSFER_ENCODING,
-        UPGRADE,
-    ] {
-        headers.remove(name);
-    }
-    if headers.contains_key(TE) {
-        let trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
-        headers.remove(TE);
-        if trailers {
-            headers.insert(TE, HeaderValue::from_static("trailers"));
+    // One look at every name, as most requests have at most one of these.
+    let mut found = [false; HOP_BY_HOP.len()];
+    let mut any = false;
+    for name in headers.keys() {
+        if let Some(at) = hop_by_hop(name) {
+            found[at] = true;
+            any = true;
         }
     }
+    if !any {
+        return;
+    }
+    if found[AT_CONNECTION] {
+        strip_nominated(headers);
+    }
+    let trailers =
+        found[AT_TE] && tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    for (name, _) in HOP_BY_HOP.iter().zip(found).filter(|(_, found)| *found) {
+        headers.remove(*name);
+    }
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// The fields that end at each hop.
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "te",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "transfer-encoding",
+    "upgrade",
+];
+const AT_CONNECTION: usize = 0;
+const AT_TE: usize = 1;
+
+/// Where a name stands in [`HOP_BY_HOP`]. Told by the length first: nearly all names end there.
+fn hop_by_hop(name: &HeaderName) -> Option<usize> {
+    let name = name.as_str();
+    let candidates: &[usize] = match name.len() {
+        2 => &[1],
+        7 => &[7],
+        10 => &[0, 2],
+        16 => &[3],
+        17 => &[6],
+        18 => &[4],
+        19 => &[5],
+        _ => return None,
+    };
+    candidates
+        .iter()
+        .copied()
+        .find(|at| HOP_BY_HOP[*at] == name)
 }
 
 fn strip_nominated(headers: &mut HeaderMap) {
@@ -124,8 +158,9 @@ pub fn strip_outrigger(headers: &mut HeaderMap, policy: StripPolicy) {
     let from_app = policy == StripPolicy::OutboundFromApp;
     let kept =
         |name: &HeaderName| from_app && [DELAY, EXPIRES, CALLBACK, DEADLINE_MS].contains(name);
-    remove_where(headers, |name| is_ours(name) && !kept(name));
-    headers.remove(X_FORWARDED_CLIENT_CERT);
+    remove_where(headers, |name| {
+        (is_ours(name) && !kept(name)) || *name == X_FORWARDED_CLIENT_CERT
+    });
 }
 
 /// Whether a message does not reproduce the field when it is delivered: `Prefer`, `Expect`,

@@ -89,7 +89,7 @@ impl Decoder {
         }
     }
 
-    /// Takes what it can from the front of `buf`. Content comes without being copied.
+    /// Takes what it can from the front of `buf`. Long content comes without being copied.
     ///
     /// # Errors
     /// When the chunked coding is broken; every further call fails with the same.
@@ -99,7 +99,10 @@ impl Decoder {
             State::Broken(error) => Err(*error),
             State::UntilClose => Ok(match buf.is_empty() {
                 true => Item::More,
-                false => Item::Data(buf.split().freeze()),
+                false => {
+                    let length = buf.len();
+                    Item::Data(take_front(buf, length))
+                }
             }),
             State::Length(remaining) => {
                 let Some(data) = take(buf, remaining) else {
@@ -162,7 +165,21 @@ fn take(buf: &mut BytesMut, remaining: &mut u64) -> Option<Bytes> {
     }
     let length = usize::try_from(*remaining).map_or(buf.len(), |most| most.min(buf.len()));
     *remaining -= length as u64;
-    Some(buf.split_to(length).freeze())
+    Some(take_front(buf, length))
+}
+
+/// Below this a copy costs less than sharing the buffer, which could not be read into again
+/// before its reader is done.
+const COPIED: usize = 2048;
+
+/// The first `length` bytes.
+fn take_front(buf: &mut BytesMut, length: usize) -> Bytes {
+    if length > COPIED {
+        return buf.split_to(length).freeze();
+    }
+    let data = Bytes::copy_from_slice(&buf[..length]);
+    buf.advance(length);
+    data
 }
 
 fn decode_chunked(
