@@ -11,8 +11,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Response;
 use http::header::{RETRY_AFTER, UPGRADE};
-use http::{Request, Response};
 use http_body::{Body as _, Frame};
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers;
@@ -36,6 +36,8 @@ const HOLD_HEAD: Duration = Duration::from_millis(50);
 
 /// The time limits of one try.
 pub struct Window<'a> {
+    /// When it begins.
+    pub now: Mono,
     /// Of the whole request.
     pub deadline: &'a Deadline,
     /// Of this try.
@@ -56,6 +58,8 @@ pub struct Answer {
     pub endpoint: EndpointUse,
     /// What the head (and a peeked trailer) showed.
     pub observed: Observed,
+    /// When the head came.
+    pub at: Mono,
 }
 
 /// No response head came.
@@ -64,8 +68,8 @@ pub struct Failure {
     pub observed: Observed,
     /// One sentence for a person.
     pub detail: String,
-    /// The request, when it never left: its body can be sent again.
-    pub unsent: Option<Box<Request<RequestBody>>>,
+    /// The request's body, when nothing of the request left: it can be sent again.
+    pub unsent: Option<Box<RequestBody>>,
     /// A pooled connection closed under the request, without a byte of an answer: most likely it
     /// had closed before.
     pub stale: bool,
@@ -81,9 +85,9 @@ impl Failure {
         }
     }
 
-    fn unsent(self, request: Box<Request<RequestBody>>) -> Self {
+    fn unsent(self, body: Box<RequestBody>) -> Self {
         Self {
-            unsent: Some(request),
+            unsent: Some(body),
             ..self
         }
     }
@@ -160,14 +164,14 @@ pub async fn attempt(
     call: &Call,
     service: &Arc<Service>,
     mut endpoint: EndpointUse,
-    request: Request<RequestBody>,
+    body: RequestBody,
     window: &Window<'_>,
     may_retry: bool,
 ) -> Result<Answer, Failure> {
     let addr = endpoint.addr();
     // A try that finds nobody, or hears nothing, is a try as well.
     service.metrics.attempts.increment(1);
-    let per_try = window.per_try.map(|limit| clock::now() + limit);
+    let per_try = window.per_try.map(|limit| window.now + limit);
     let mut timer = Timer::new(call, window.deadline, per_try);
     let target = Target {
         addr,
@@ -183,16 +187,16 @@ pub async fn attempt(
         Ok(Ok(lease)) => lease,
         Ok(Err(error)) => {
             let failure = Failure::new(Observed::ConnectFailed, chain(&error));
-            return Err(failed(endpoint, failure.unsent(Box::new(request))));
+            return Err(failed(endpoint, failure.unsent(Box::new(body))));
         }
         Err(observed) => {
             let detail = format!("no connection to {addr} in time");
             let failure = Failure::new(observed, detail);
-            return Err(failed(endpoint, failure.unsent(Box::new(request))));
+            return Err(failed(endpoint, failure.unsent(Box::new(body))));
         }
     };
 
-    let sent = lease.send(request);
+    let sent = lease.send(&call.outgoing(), body);
     let response = match timer.guard(sent).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
@@ -213,7 +217,8 @@ pub async fn attempt(
             return Err(failed(endpoint, Failure::new(observed, detail)));
         }
     };
-    endpoint.answered(clock::now());
+    let at = clock::now();
+    endpoint.answered(at);
 
     let (mut parts, mut body) = response.into_parts();
     let mut peeked = None;
@@ -256,6 +261,7 @@ pub async fn attempt(
         lease,
         endpoint,
         observed,
+        at,
     })
 }
 
@@ -285,12 +291,12 @@ async fn peek(call: &Call, body: &mut Incoming) -> Option<Frame<Bytes>> {
 
 fn classify(call: &Call, addr: SocketAddr, error: SendError, reused: bool) -> Failure {
     match error {
-        SendError::Unsent(request, error) => {
+        SendError::Unsent(body, error) => {
             let detail = format!(
                 "{addr} closed before the request was sent: {}",
                 chain(&error)
             );
-            Failure::new(Observed::Unsent, detail).unsent(request)
+            Failure::new(Observed::Unsent, detail).unsent(body)
         }
         SendError::Refused(error) => {
             let detail = format!("{addr} refused the stream: {}", chain(&error));

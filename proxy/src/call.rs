@@ -10,13 +10,13 @@ mod screen;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, COOKIE, EXPECT, HOST};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version, request};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderValue, Response, request};
 use http_body::Body as _;
 use outrigger_core::balance;
 use outrigger_core::error_code::ErrorCode;
@@ -38,6 +38,7 @@ use crate::listener::Direction;
 use crate::snapshot::{Route, Service, Snapshot};
 use crate::upstream::connect::Protocol;
 use crate::upstream::endpoint::EndpointUse;
+use crate::upstream::pool::Outgoing;
 use crate::worker::Worker;
 
 /// One request on its way.
@@ -72,6 +73,8 @@ pub struct Call {
     pub probe: bool,
     caller_timeout: Option<Duration>,
     prepared: HeaderMap,
+    /// The request carries an idempotency key.
+    keyed: bool,
     authority: Option<Authority>,
 }
 
@@ -141,6 +144,7 @@ impl Call {
             endpoint: None,
             probe: false,
             prepared: HeaderMap::new(),
+            keyed: false,
             authority: None,
         }
     }
@@ -275,8 +279,8 @@ impl Call {
         &self,
         service: &Arc<Service>,
         tried: &[SocketAddr],
+        now: Mono,
     ) -> Result<EndpointUse, ProxyError> {
-        let now = clock::now();
         let set = service.state.endpoints();
         let view = service.candidates(&set);
         let exclude: Vec<usize> = if tried.is_empty() {
@@ -337,6 +341,10 @@ impl Call {
             self.authority = self.find_authority().ok().flatten();
         }
         fields.remove(HOST);
+        if let Some(switch) = &self.switch {
+            switch.mark(&mut fields);
+        }
+        self.keyed = fields.contains_key(headers::IDEMPOTENCY_KEY);
         self.prepared = fields;
     }
 
@@ -348,56 +356,31 @@ impl Call {
         }
     }
 
-    /// The request of one attempt.
-    pub fn request(
-        &mut self,
-        endpoint: &EndpointUse,
-        attempt: u32,
-        remaining: Option<Duration>,
-        last: bool,
-        body: RequestBody,
-    ) -> Request<RequestBody> {
-        let mut fields = if last {
-            std::mem::take(&mut self.prepared)
-        } else {
-            self.prepared.clone()
-        };
+    /// Writes into the head what differs from one attempt to the next.
+    pub fn stamp(&mut self, endpoint: &EndpointUse, attempt: u32, remaining: Option<Duration>) {
+        let mut fields = std::mem::take(&mut self.prepared);
         if self.direction == Direction::Outbound {
             fields.insert(headers::ATTEMPT, HeaderValue::from(attempt));
         }
         if let Some(remaining) = remaining {
             self.tell_deadline(&mut fields, remaining);
         }
-        let path = self.parts.uri.path_and_query().cloned();
-        let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let protocol = self.protocol(endpoint);
-        let mut request = Request::new(body);
-        *request.method_mut() = self.parts.method.clone();
-        *request.version_mut() = match protocol {
-            Protocol::Http1 => Version::HTTP_11,
-            Protocol::Http2 => Version::HTTP_2,
-        };
-        let mut uri = http::uri::Parts::default();
-        uri.path_and_query = Some(path);
-        match (protocol, &self.authority) {
-            (Protocol::Http1, Some(authority)) => {
-                join_cookies(&mut fields);
-                if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
-                    fields.insert(HOST, host);
-                }
-                if let Some(switch) = &self.switch {
-                    switch.mark(&mut fields);
-                }
-            }
-            (Protocol::Http2, Some(authority)) => {
-                uri.authority = Some(authority.clone());
-                uri.scheme = Some(Scheme::HTTP);
-            }
-            (_, None) => {}
+        if self.protocol(endpoint) == Protocol::Http1 {
+            join_cookies(&mut fields);
         }
-        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
-        *request.headers_mut() = fields;
-        request
+        self.prepared = fields;
+    }
+
+    /// The head as it goes upstream.
+    pub fn outgoing(&self) -> Outgoing<'_> {
+        static ROOT: LazyLock<PathAndQuery> = LazyLock::new(|| PathAndQuery::from_static("/"));
+        Outgoing {
+            method: &self.parts.method,
+            path: self.parts.uri.path_and_query().unwrap_or(&ROOT),
+            authority: self.authority.as_ref(),
+            headers: &self.prepared,
+            switch: self.switch.is_some(),
+        }
     }
 
     fn tell_deadline(&self, fields: &mut HeaderMap, remaining: Duration) {
@@ -445,7 +428,7 @@ impl Call {
     pub fn facts(&self, body: &OutgoingBody) -> RequestFacts {
         RequestFacts {
             idempotent: retry::is_idempotent(&self.parts.method),
-            keyed: self.prepared.contains_key(headers::IDEMPOTENCY_KEY),
+            keyed: self.keyed,
             grpc: self.grpc,
             replay: body.replay(),
             retried_by_peer: false,

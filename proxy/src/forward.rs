@@ -137,12 +137,6 @@ pub async fn exchange(
     call.prepare_headers();
     let mut body = call.body(payload, route);
     let deadline = Deadline::new(call, route);
-    let allowed = FREE_RESENDS
-        + if call.inline_retries {
-            route.retry.attempts
-        } else {
-            0
-        };
     let mut resent = 0;
     route.state.budget.deposit(&route.budget, call.start);
 
@@ -150,11 +144,11 @@ pub async fn exchange(
     let mut number = 0;
     loop {
         number += 1;
-        let last = number > allowed;
         let counted = number - resent;
         let may_retry =
             call.inline_retries && retry::is_possible(&route.retry, &call.facts(&body), counted);
-        let endpoint = match call.pick_endpoint(&target, &tried) {
+        let now = clock::now();
+        let endpoint = match call.pick_endpoint(&target, &tried, now) {
             Ok(endpoint) => endpoint,
             Err(error) => {
                 // Nobody was asked: says nothing of the service to its breaker.
@@ -165,23 +159,23 @@ pub async fn exchange(
         let addr = endpoint.addr();
         call.endpoint = Some(addr);
         call.observation.attempt();
-        let left = deadline.remaining(clock::now());
-        let request = call.request(&endpoint, number, left, last, body.take());
+        call.stamp(&endpoint, number, deadline.remaining(now));
         let window = Window {
+            now,
             deadline: &deadline,
             per_try: route.timeouts.per_try,
             connection: target.connection_for(route),
         };
         let mut outcome =
-            attempt::attempt(call, &target, endpoint, request, &window, may_retry).await;
+            attempt::attempt(call, &target, endpoint, body.take(), &window, may_retry).await;
 
-        let (observed, retry_after) = match &mut outcome {
-            Ok(answer) => (answer.observed, answer.retry_after()),
+        let (observed, retry_after, at) = match &mut outcome {
+            Ok(answer) => (answer.observed, answer.retry_after(), answer.at),
             Err(failure) => {
                 if let Some(unsent) = failure.unsent.take() {
-                    body.take_back(unsent.into_body());
+                    body.take_back(*unsent);
                 }
-                (failure.observed, None)
+                (failure.observed, None, clock::now())
             }
         };
         let failure = outcome.as_ref().err();
@@ -191,7 +185,7 @@ pub async fn exchange(
             tried.push(addr);
             continue;
         }
-        let left = deadline.remaining(clock::now());
+        let left = deadline.remaining(at);
         let stop = match decide(call, route, &body, counted, &observed, retry_after, left) {
             Decision::Stop(reason) => reason,
             Decision::Retry { after } => {
@@ -282,7 +276,7 @@ fn admit(call: &mut Call, service: &Arc<Service>) -> Result<(), ProxyError> {
     let Some(params) = service.breaker_params() else {
         return Ok(());
     };
-    match service.state.breaker.admit(&params, clock::now()) {
+    match service.state.breaker.admit(&params, call.start) {
         Admit::Pass(ticket) | Admit::Probe(ticket) => {
             call.probe = ticket.is_probe();
             call.observation.admitted(service, ticket);
@@ -309,6 +303,7 @@ fn pass_on(
         lease,
         endpoint,
         observed,
+        at,
     } = answer;
     let (mut parts, incoming) = response.into_parts();
     let switched = Switch::of_answer(&parts);
@@ -328,14 +323,17 @@ fn pass_on(
         switch.mark(&mut parts.headers);
         return open_tunnel(call, route, parts, lease);
     }
+    let wheel = &call.worker.wheel;
+    let idle = route.timeouts.idle;
+    let idle = idle.map(|limit| (wheel.sleep_until(at + limit), limit));
     let body = UpstreamBody::new(
         incoming,
         peeked,
         lease,
         call.observation.take(),
-        call.worker.wheel.sleep_until(call.start),
-        route.timeouts.idle,
+        idle,
         deadline.upload(),
+        at,
     );
     Response::from_parts(parts, ResponseBody::upstream(body))
 }

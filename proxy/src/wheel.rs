@@ -122,8 +122,8 @@ impl Wheel {
         }
     }
 
-    fn insert(&self, deadline: Mono, waker: Waker) -> usize {
-        let left = deadline.saturating_since(clock::now());
+    fn insert(&self, deadline: Mono, now: Mono, waker: Waker) -> usize {
+        let left = deadline.saturating_since(now);
         let step = u64::try_from(granularity(left).as_nanos()).unwrap_or(MILLI);
         let tick = deadline.as_nanos().div_ceil(step).saturating_mul(step);
         let mut state = self.inner.state.borrow_mut();
@@ -229,10 +229,11 @@ impl Future for Sleep {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if self.key == NONE {
-            if clock::now() >= self.deadline {
+            let now = clock::now();
+            if now >= self.deadline {
                 return Poll::Ready(());
             }
-            self.key = self.wheel.insert(self.deadline, cx.waker().clone());
+            self.key = self.wheel.insert(self.deadline, now, cx.waker().clone());
             return Poll::Pending;
         }
         let mut state = self.wheel.inner.state.borrow_mut();

@@ -45,7 +45,7 @@ pub struct Worker {
 #[derive(Default)]
 struct Counters {
     generation: u64,
-    known: HashMap<(u32, u64), Counter>,
+    known: HashMap<(u32, u64), Counter, foldhash::fast::RandomState>,
 }
 
 impl Worker {
@@ -91,7 +91,7 @@ impl Worker {
         if counters.generation != generation {
             *counters = Counters {
                 generation,
-                known: HashMap::new(),
+                known: HashMap::default(),
             };
         }
         counters.known.entry(labels).or_insert_with(make).clone()

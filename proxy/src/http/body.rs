@@ -502,39 +502,36 @@ pub struct UpstreamBody {
     peeked: Option<Frame<Bytes>>,
     lease: Option<Lease>,
     observation: Observation,
-    idle: Sleep,
-    idle_for: Option<Duration>,
+    /// The timer, and how long nothing may move.
+    idle: Option<(Sleep, Duration)>,
     last: Mono,
     upload: Rc<Upload>,
 }
 
 impl UpstreamBody {
-    /// Wraps `incoming`. `idle_for` bounds the time in which nothing moves, neither this body
-    /// nor the `upload` beside it; `idle` is any timer of this worker's wheel, armed here.
+    /// Wraps `incoming`, whose head came at `last`. `idle` bounds the time in which nothing moves,
+    /// neither this body nor the `upload` beside it; its timer is set to `last` and that time.
     pub fn new(
         incoming: Incoming,
         peeked: Option<Frame<Bytes>>,
         lease: Lease,
         observation: Observation,
-        mut idle: Sleep,
-        idle_for: Option<Duration>,
+        idle: Option<(Sleep, Duration)>,
         upload: Rc<Upload>,
+        last: Mono,
     ) -> Self {
-        let last = clock::now();
-        idle.reset(last + idle_for.unwrap_or_default());
         let mut body = Self {
             incoming,
             peeked,
             lease: Some(lease),
             observation,
             idle,
-            idle_for,
             last,
             upload,
         };
         if body.peeked.is_none() && body.incoming.is_end_stream() {
             // hyper does not poll a body that has nothing to give: it ends here.
-            body.finish(Ending::Complete);
+            body.finish_at(Ending::Complete, last);
         } else if body.peeked.as_ref().is_some_and(Frame::is_trailers) {
             body.note_trailers();
         }
@@ -567,7 +564,7 @@ impl UpstreamBody {
                     self.observation.trailers(trailers);
                 }
                 if frame.is_trailers() || self.incoming.is_end_stream() {
-                    self.finish(Ending::Complete);
+                    self.finish_at(Ending::Complete, self.last);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -583,22 +580,26 @@ impl UpstreamBody {
     }
 
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some(idle_for) = self.idle_for else {
+        let Some((timer, limit)) = &mut self.idle else {
             return Poll::Pending;
         };
-        while Pin::new(&mut self.idle).poll(cx).is_ready() {
-            let due = self.last.max(self.upload.last_progress()) + idle_for;
+        while Pin::new(&mut *timer).poll(cx).is_ready() {
+            let due = self.last.max(self.upload.last_progress()) + *limit;
             if clock::now() >= due {
                 self.finish(Ending::Idle);
                 return Poll::Ready(Some(Err(BodyError::Idle)));
             }
-            self.idle.reset(due);
+            timer.reset(due);
         }
         Poll::Pending
     }
 
     fn finish(&mut self, ending: Ending) {
-        self.observation.end(ending);
+        self.finish_at(ending, clock::now());
+    }
+
+    fn finish_at(&mut self, ending: Ending, now: Mono) {
+        self.observation.end_at(ending, now);
         if let Some(lease) = self.lease.take() {
             match ending {
                 Ending::Complete => lease.release(),

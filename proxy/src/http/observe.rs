@@ -225,8 +225,15 @@ impl Observation {
 
     /// Ends the observation; later calls do nothing.
     pub fn end(&mut self, ending: Ending) {
+        if self.0.is_some() {
+            self.end_at(ending, clock::now());
+        }
+    }
+
+    /// Ends the observation at `now`; later calls do nothing.
+    pub fn end_at(&mut self, ending: Ending, now: Mono) {
         if let Some(record) = self.0.take() {
-            record.end(ending);
+            record.end(ending, now);
         }
     }
 }
@@ -238,8 +245,7 @@ impl Drop for Observation {
 }
 
 impl Record {
-    fn end(mut self: Box<Self>, ending: Ending) {
-        let now = clock::now();
+    fn end(mut self: Box<Self>, ending: Ending, now: Mono) {
         let observed = self.observed(ending);
         if let Some(endpoint) = self.endpoint.take() {
             endpoint.finish(&observed, now);

@@ -7,11 +7,13 @@
 //! Stands on the life of a request.
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
-use http::{Method, Request, Response, StatusCode};
+use bytes::Bytes;
+use http::uri::Authority;
+use http::{Method, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use outrigger_core::http1::{
     self, BodyLength, Decoder, Item, Limits, ResponseHead, find_end, parse_response, write_request,
@@ -21,11 +23,8 @@ use tokio::net::TcpStream;
 use crate::http::body::RequestBody;
 use crate::http::incoming::{Incoming, PeerError};
 use crate::http1::sending::{Length, Sending, SendingError};
-use crate::http1::wire::{Wire, WireError};
-use crate::upstream::pool::SendError;
-
-/// Read at a time: a typical answer with its head in one piece.
-const READ: usize = 16 * 1024;
+use crate::http1::wire::{self, Wire, WireError};
+use crate::upstream::pool::{Outgoing, SendError};
 
 /// Interim responses (RFC 9110 §15.2) before the final one; more are a flood.
 const MAX_INTERIM: u32 = 16;
@@ -87,25 +86,27 @@ impl Connection {
     ///
     /// # Cancel safety
     /// The connection cannot be used again when the future is dropped.
-    pub async fn send(
+    pub fn send(
         self: Rc<Self>,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, SendError> {
-        let (parts, body) = request.into_parts();
+        head: &Outgoing<'_>,
+        body: RequestBody,
+    ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
         let asked = Asked {
-            method: parts.method.clone(),
-            switch: parts.headers.contains_key(http::header::UPGRADE),
+            method: head.method.clone(),
+            switch: head.switch,
         };
-        self.inner.borrow_mut().begin(&parts, body);
+        self.inner.borrow_mut().begin(head, body);
         let mut read = Reading::default();
-        let head = std::future::poll_fn(|cx| {
-            let inner = &mut *self.inner.borrow_mut();
-            inner.poll_head(cx, &asked, &mut read)
-        })
-        .await;
-        match head {
-            Ok(head) => Ok(self.respond(head)),
-            Err(failed) => Err(self.inner.borrow_mut().give_up(parts, failed)),
+        async move {
+            let head = std::future::poll_fn(|cx| {
+                let inner = &mut *self.inner.borrow_mut();
+                inner.poll_head(cx, &asked, &mut read)
+            })
+            .await;
+            match head {
+                Ok(head) => Ok(self.respond(head)),
+                Err(failed) => Err(self.inner.borrow_mut().give_up(failed)),
+            }
         }
     }
 
@@ -151,21 +152,17 @@ impl Inner {
         self.keep_alive && self.response.is_ended() && matches!(self.upload, Upload::Done)
     }
 
-    fn begin(&mut self, parts: &http::request::Parts, body: RequestBody) {
+    fn begin(&mut self, head: &Outgoing<'_>, body: RequestBody) {
         // Until the end of the exchange says otherwise.
         self.keep_alive = false;
-        let (length, framing) = lengths(&parts.method, &body);
-        let mut out = BytesMut::with_capacity(1024);
-        let target = parts
-            .uri
-            .path_and_query()
-            .map_or("/", http::uri::PathAndQuery::as_str);
+        let (length, framing) = lengths(head.method, &body);
+        let mut out = wire::buffer();
         write_request(
             &mut out,
-            &parts.method,
-            target,
-            None,
-            &parts.headers,
+            head.method,
+            head.path.as_str(),
+            head.authority.map(Authority::as_str),
+            head.headers,
             framing,
         );
         let sending = Sending::new(out, length).head_first(body.is_single());
@@ -189,7 +186,7 @@ impl Inner {
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
             // Even a peer that takes no more of the request may have answered it.
-            let filled = match ready!(self.wire.poll_fill(cx, READ)) {
+            let filled = match ready!(self.wire.poll_fill(cx)) {
                 Ok(0) if read.began => Err(WireError::Truncated),
                 Ok(0) => Err(WireError::Closed),
                 Ok(_) => Ok(()),
@@ -215,7 +212,7 @@ impl Inner {
                 return Ok(None);
             };
             read.searched = 0;
-            let bytes = self.wire.buf.split_to(end).freeze();
+            let bytes = self.wire.take_head(end);
             let head = parse_response(bytes, &asked.method, &self.limits)?;
             let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
             if head.status.is_informational() && !switched {
@@ -264,12 +261,12 @@ impl Inner {
     }
 
     /// No head came: the request goes back when nothing of it was sent.
-    fn give_up(&mut self, parts: http::request::Parts, failed: PeerError) -> SendError {
+    fn give_up(&mut self, failed: PeerError) -> SendError {
         self.keep_alive = false;
         match std::mem::replace(&mut self.upload, Upload::Broken) {
             Upload::Going(going) if going.0.written() == 0 => {
                 let (_, body) = *going;
-                SendError::Unsent(Box::new(Request::from_parts(parts, body)), failed)
+                SendError::Unsent(Box::new(body), failed)
             }
             _ => SendError::Failed(failed),
         }
@@ -282,10 +279,13 @@ impl Inner {
         }
         loop {
             match self.response.decode(&mut self.wire.buf)? {
-                Item::More => {}
-                item => return Poll::Ready(Ok(item)),
+                Item::More => self.wire.rest(),
+                item => {
+                    self.wire.rest();
+                    return Poll::Ready(Ok(item));
+                }
             }
-            if ready!(self.wire.poll_fill(cx, READ))? == 0 {
+            if ready!(self.wire.poll_fill(cx))? == 0 {
                 self.response.at_eof().map_err(|_| WireError::Truncated)?;
             }
         }

@@ -12,6 +12,7 @@ use http_body::Body;
 use outrigger_core::http1::{CHUNK_END, write_chunk_head, write_last_chunk};
 
 use crate::http::body::BodyError;
+use crate::http1::wire;
 
 /// Pieces below this are copied together, as a copy this short costs less than a segment of
 /// its own.
@@ -58,6 +59,12 @@ pub struct Sending {
     /// Why the body broke off, until what came before is written.
     broken: Option<SendingError>,
     written: u64,
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        wire::give_back(std::mem::take(&mut self.out));
+    }
 }
 
 impl Sending {

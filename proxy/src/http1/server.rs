@@ -23,6 +23,7 @@ use outrigger_core::http1::{
     Decoder, Framing, Item, Limits, Malformed, RequestHead, ResponseFraming, find_end,
     parse_request, write_response,
 };
+use outrigger_core::time::Mono;
 use tokio::net::TcpStream;
 use tracing::debug;
 
@@ -37,16 +38,12 @@ use crate::http::observe;
 use crate::http::switch::Switch;
 use crate::http::tunnel::Tunnel;
 use crate::http1::sending::{Length, Sending, SendingError};
-use crate::http1::wire::{Wire, WireError};
+use crate::http1::wire::{self, Wire, WireError};
 use crate::listener::{Direction, accept};
 use crate::telemetry::limits::WireLimit;
 use crate::wheel::Sleep;
 use crate::worker::Worker;
 
-/// Read at a time while a head is awaited: nearly every request fits.
-const READ_HEAD: usize = 4 * 1024;
-/// Read at a time of a body.
-const READ_BODY: usize = 32 * 1024;
 /// Taken from the socket before its turn, while a request is served: pipelined requests, or the
 /// peer's leaving.
 const READ_AHEAD: usize = 16 * 1024;
@@ -69,7 +66,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: Rc<context::Conn
         waiting: Cell::new(None),
     });
     let mut connection = Connection {
-        timer: worker.wheel.sleep_until(clock::now()),
+        timer: worker.wheel.sleep_until(clock::now() + wire.header_timeout),
         worker,
         peer,
         shared,
@@ -147,8 +144,9 @@ impl Reading {
 }
 
 /// What comes next on a connection.
+#[allow(clippy::large_enum_variant)] // on the stack for a moment; a box would cost an allocation a request
 enum Next {
-    Request(Box<RequestHead>),
+    Request(RequestHead),
     Refused(Malformed),
     End(End),
 }
@@ -164,7 +162,7 @@ impl Connection {
                 Next::Refused(malformed) => return self.refuse(&malformed).await,
                 Next::End(end) => return end,
             };
-            let reusable = match self.exchange(*head).await {
+            let reusable = match self.exchange(head).await {
                 Ok(reusable) => reusable,
                 Err(end) => return end,
             };
@@ -180,11 +178,12 @@ impl Connection {
     async fn next_head(
         &mut self,
         mut closing: Pin<&mut impl Future<Output = ()>>,
-        due: outrigger_core::time::Mono,
+        due: Mono,
     ) -> Next {
         let head_timeout = self.worker.shared.wire.header_timeout;
+        let mut due = due;
         let mut began = false;
-        self.timer.reset(due);
+        self.due_by(due);
         std::future::poll_fn(|cx| {
             let wire = &mut *self.shared.wire.borrow_mut();
             loop {
@@ -193,9 +192,9 @@ impl Connection {
                         Ok(None) => {}
                         Ok(Some(end)) => {
                             self.searched = 0;
-                            let bytes = wire.buf.split_to(end).freeze();
+                            let bytes = wire.take_head(end);
                             return Poll::Ready(match parse_request(bytes, &self.limits) {
-                                Ok(head) => Next::Request(Box::new(head)),
+                                Ok(head) => Next::Request(head),
                                 Err(malformed) => Next::Refused(malformed),
                             });
                         }
@@ -203,11 +202,14 @@ impl Connection {
                     }
                     if !began {
                         began = true;
-                        self.timer.reset(due.min(clock::now() + head_timeout));
+                        due = due.min(clock::now() + head_timeout);
+                        if due < self.timer.deadline() {
+                            self.timer.reset(due);
+                        }
                     }
                 }
                 wire.rest();
-                match wire.poll_fill(cx, READ_HEAD) {
+                match wire.poll_fill(cx) {
                     Poll::Pending => break,
                     Poll::Ready(Ok(0)) if wire.buf.is_empty() => {
                         return Poll::Ready(Next::End(End::Closed));
@@ -223,7 +225,7 @@ impl Connection {
             if wire.buf.is_empty() && closing.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Next::End(End::Closed));
             }
-            Pin::new(&mut self.timer).poll(cx).map(|()| {
+            poll_due(&mut self.timer, due, cx).map(|()| {
                 if began {
                     let refusals = &self.worker.shared.refusals;
                     refusals.count(WireLimit::HeaderTimeout);
@@ -232,6 +234,14 @@ impl Connection {
             })
         })
         .await
+    }
+
+    /// Sees to it that the timer fires at `due` at the latest. One that fires earlier is left
+    /// alone: it costs nothing while requests keep coming, and [`poll_due`] moves it on.
+    fn due_by(&mut self, due: Mono) {
+        if due < self.timer.deadline() {
+            self.timer.reset(due);
+        }
     }
 
     /// Serves one request: true when another may follow on this connection.
@@ -331,7 +341,7 @@ impl Connection {
         // A body that nobody reads any more is not waited for (RFC 9112 §9.3).
         let read = self.shared.is_held() || self.shared.request_is_over();
         let keep_alive = answer.keep_alive && length != Length::UntilClose && read;
-        let mut out = BytesMut::with_capacity(1024);
+        let mut out = wire::buffer();
         write_response(
             &mut out,
             answer.version,
@@ -347,6 +357,7 @@ impl Connection {
         let half_close = !answer.keep_alive;
         let stall = self.worker.shared.wire.send_timeout;
         let mut stalled_at = None;
+        let mut stall_due = Mono::default();
         let sent = std::future::poll_fn(|cx| {
             // The wire is held for each write only: asking the body may read the request.
             let write = |cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]| {
@@ -366,9 +377,10 @@ impl Connection {
             body.poll_upload(cx);
             if stalled_at != Some(sending.written()) {
                 stalled_at = Some(sending.written());
-                self.timer.reset(clock::now() + stall);
+                stall_due = clock::now() + stall;
+                self.due_by(stall_due);
             }
-            Pin::new(&mut self.timer).poll(cx).map(|()| {
+            poll_due(&mut self.timer, stall_due, cx).map(|()| {
                 let refusals = &self.worker.shared.refusals;
                 refusals.count(WireLimit::SendTimeout);
                 Err("the caller takes nothing")
@@ -418,7 +430,8 @@ impl Connection {
         self.shared.reading.borrow_mut().number += 1;
         let mut left = LINGER_BYTES;
         let mut shut = false;
-        self.timer.reset(clock::now() + LINGER);
+        let due = clock::now() + LINGER;
+        self.due_by(due);
         std::future::poll_fn(|cx| {
             let wire = &mut *self.shared.wire.borrow_mut();
             if !shut {
@@ -428,17 +441,28 @@ impl Connection {
             loop {
                 left = left.saturating_sub(wire.buf.len());
                 wire.buf.clear();
-                match wire.poll_fill(cx, READ_BODY) {
+                match wire.poll_fill(cx) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(End::Closed),
                     Poll::Ready(Ok(_)) if left == 0 => return Poll::Ready(End::Closed),
                     Poll::Ready(Ok(_)) => {}
                     Poll::Pending => break,
                 }
             }
-            Pin::new(&mut self.timer).poll(cx).map(|()| End::Closed)
+            poll_due(&mut self.timer, due, cx).map(|()| End::Closed)
         })
         .await
     }
+}
+
+/// Ready at `due`, by a timer that may be set to an earlier moment.
+fn poll_due(timer: &mut Sleep, due: Mono, cx: &mut Context<'_>) -> Poll<()> {
+    while Pin::new(&mut *timer).poll(cx).is_ready() {
+        if clock::now() >= due {
+            return Poll::Ready(());
+        }
+        timer.reset(due);
+    }
+    Poll::Pending
 }
 
 /// What the answer's form depends on beside itself.
@@ -507,7 +531,7 @@ impl Shared {
         }
         let wire = &mut *self.wire.borrow_mut();
         while wire.buf.len() < READ_AHEAD && !wire.eof() {
-            match ready!(wire.poll_fill(cx, READ_HEAD)) {
+            match ready!(wire.poll_fill(cx)) {
                 Ok(0) | Err(_) => {}
                 Ok(_) => continue,
             }
@@ -551,11 +575,14 @@ impl Shared {
         }
         let polled = loop {
             match reading.decoder.decode(&mut wire.buf) {
-                Ok(Item::More) => {}
-                Ok(item) => return Poll::Ready(Ok(item)),
+                Ok(Item::More) => wire.rest(),
+                Ok(item) => {
+                    wire.rest();
+                    return Poll::Ready(Ok(item));
+                }
                 Err(malformed) => break WireError::from(malformed),
             }
-            match ready!(wire.poll_fill(cx, READ_BODY)) {
+            match ready!(wire.poll_fill(cx)) {
                 Ok(0) => break WireError::Truncated,
                 Ok(_) => {}
                 Err(error) => break error.into(),

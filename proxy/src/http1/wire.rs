@@ -1,17 +1,51 @@
 //! A socket with its read buffer.
 //!
-//! The buffer is allocated when bytes arrive and given back when it is empty and nothing is
-//! awaited but the next message: an idle connection holds none.
+//! The buffer is taken from this thread's spare ones when bytes arrive and given back as soon as
+//! it is empty: a connection that waits, for a request or for an answer, holds none.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use outrigger_core::http1::Malformed;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+/// Read at a time: a typical message in one piece.
+const READ: usize = 16 * 1024;
+/// Read at a time of a message that fills what it is given.
+const READ_MORE: usize = 64 * 1024;
+
+/// Spare buffers kept by a thread, 1 MiB at most.
+const SPARE: usize = 64;
+
+thread_local! {
+    static BUFFERS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An empty buffer with room for [`READ`] bytes.
+pub(super) fn buffer() -> BytesMut {
+    let spare = BUFFERS.with(|spare| spare.borrow_mut().pop());
+    spare.unwrap_or_else(|| BytesMut::with_capacity(READ))
+}
+
+/// Keeps a buffer for others, unless parts of it are still in use or there are enough.
+pub(super) fn give_back(mut buffer: BytesMut) {
+    if buffer.capacity() == 0 {
+        return;
+    }
+    buffer.clear();
+    // A thread that ends has no more use for it.
+    let _ = BUFFERS.try_with(|spare| {
+        let mut spare = spare.borrow_mut();
+        if spare.len() < SPARE && buffer.try_reclaim(READ) && buffer.capacity() < READ_MORE {
+            spare.push(buffer);
+        }
+    });
+}
 
 /// Why a message did not come whole.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +77,8 @@ pub struct Wire {
     stream: TcpStream,
     /// Bytes read and not yet taken.
     pub buf: BytesMut,
+    /// The last read took all the room there was.
+    filled: bool,
     eof: bool,
 }
 
@@ -52,6 +88,7 @@ impl Wire {
         Self {
             stream,
             buf: BytesMut::new(),
+            filled: false,
             eof: false,
         }
     }
@@ -61,28 +98,43 @@ impl Wire {
         self.eof
     }
 
-    /// Reads what is there, at most about `room` bytes at a time; 0 at the end of the stream.
+    /// Reads what is there, a buffer's length at a time; 0 at the end of the stream.
     ///
     /// # Errors
     /// The socket's.
-    pub fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.eof {
             return Poll::Ready(Ok(0));
         }
         // Asked first, so that a connection without bytes needs no buffer.
         ready!(self.stream.poll_read_ready(cx))?;
-        if self.buf.capacity() - self.buf.len() < room {
+        if self.buf.capacity() == 0 {
+            self.buf = buffer();
+        }
+        let room = if self.filled { READ_MORE } else { READ };
+        if self.buf.capacity() - self.buf.len() < room / 4 {
             self.buf.reserve(room);
         }
+        let room = self.buf.capacity() - self.buf.len();
         let count = ready!(pin!(self.stream.read_buf(&mut self.buf)).poll(cx))?;
+        self.filled = count == room;
         self.eof = count == 0;
         Poll::Ready(Ok(count))
     }
 
+    /// Takes the first `length` bytes, copied: what is short and kept for long must not keep the
+    /// buffer.
+    pub fn take_head(&mut self, length: usize) -> Bytes {
+        let head = Bytes::copy_from_slice(&self.buf[..length]);
+        self.buf.advance(length);
+        self.rest();
+        head
+    }
+
     /// Gives the buffer back when there is nothing in it.
     pub fn rest(&mut self) {
-        if self.buf.is_empty() && self.buf.capacity() > 0 {
-            self.buf = BytesMut::new();
+        if self.buf.is_empty() {
+            give_back(std::mem::take(&mut self.buf));
         }
     }
 
@@ -93,7 +145,7 @@ impl Wire {
             return false;
         }
         let mut nobody = Context::from_waker(Waker::noop());
-        let quiet = self.poll_fill(&mut nobody, 64).is_pending();
+        let quiet = self.poll_fill(&mut nobody).is_pending();
         self.rest();
         quiet
     }

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Method, Request, Response, Uri, Version};
 use hyper::client::conn::http2;
 use outrigger_core::time::Mono;
 use tokio::sync::Notify;
@@ -49,7 +50,7 @@ const DEFAULT_H2_CONNECTIONS: usize = 8;
 pub struct Pools {
     wheel: Wheel,
     limits: Limits,
-    pools: RefCell<HashMap<Target, Rc<Pool>>>,
+    pools: RefCell<HashMap<Target, Rc<Pool>, foldhash::fast::RandomState>>,
 }
 
 impl Pools {
@@ -370,10 +371,41 @@ enum Kind {
     },
 }
 
+/// A request head as every attempt sends it.
+pub struct Outgoing<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// Path and query.
+    pub path: &'a PathAndQuery,
+    /// Whom it is for; `Host` or `:authority`.
+    pub authority: Option<&'a Authority>,
+    /// The fields, without `Host`.
+    pub headers: &'a HeaderMap,
+    /// Whether it asks to switch protocols.
+    pub switch: bool,
+}
+
+impl Outgoing<'_> {
+    fn http2(&self, body: RequestBody) -> Request<RequestBody> {
+        let mut uri = http::uri::Parts::default();
+        uri.path_and_query = Some(self.path.clone());
+        if let Some(authority) = self.authority {
+            uri.authority = Some(authority.clone());
+            uri.scheme = Some(Scheme::HTTP);
+        }
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.version_mut() = Version::HTTP_2;
+        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+        *request.headers_mut() = self.headers.clone();
+        request
+    }
+}
+
 /// Why a request got no response head.
 pub enum SendError {
     /// The request was handed back: not a byte of it reached the peer.
-    Unsent(Box<Request<RequestBody>>, PeerError),
+    Unsent(Box<RequestBody>, PeerError),
     /// The peer refused the stream before processing it (REFUSED_STREAM, or a GOAWAY with a
     /// lower last stream id).
     Refused(PeerError),
@@ -398,18 +430,19 @@ impl Lease {
     /// lease is dropped too.
     pub fn send(
         &mut self,
-        request: Request<RequestBody>,
+        head: &Outgoing<'_>,
+        body: RequestBody,
     ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
         let sent = match &mut self.0 {
             Kind::Http1 { connection, .. } => {
-                Either::Http1(Rc::clone(&connection.connection).send(request))
+                Either::Http1(Rc::clone(&connection.connection).send(head, body))
             }
             Kind::Http2 { stream } => Either::Http2(
                 stream
                     .connection
                     .sender
                     .borrow_mut()
-                    .try_send_request(request),
+                    .try_send_request(head.http2(body)),
             ),
         };
         async move {
@@ -421,7 +454,7 @@ impl Lease {
                 Ok(response) => Ok(response.map(Incoming::Http2)),
                 Err(mut error) => Err(match error.take_message() {
                     Some(request) => {
-                        SendError::Unsent(Box::new(request), error.into_error().into())
+                        SendError::Unsent(Box::new(request.into_body()), error.into_error().into())
                     }
                     None => {
                         let error = error.into_error();
@@ -489,7 +522,7 @@ impl Pool {
     fn put(&self, connection: Http1) {
         let expired = self.params.get().is_some_and(|params| {
             !params.max_age.is_zero()
-                && clock::now().saturating_since(connection.made) >= params.max_age
+                && connection.since.saturating_since(connection.made) >= params.max_age
         });
         if !expired {
             self.idle.borrow_mut().push(connection);
