@@ -72,6 +72,11 @@ impl Call {
     }
 
     fn screen_path(&mut self) -> Result<(), ProxyError> {
+        // RFC 9112 §3.2, for which HTTP/2 is not looked at before.
+        let target = self.parts.uri.path_and_query();
+        if target.is_some_and(|target| !target.as_str().is_ascii()) {
+            return Err(bad("the path is not ASCII"));
+        }
         let path = self.parts.uri.path();
         let whole_server = path == "*" && self.parts.method == Method::OPTIONS;
         let no_path = path.is_empty() && self.parts.method == Method::CONNECT;
