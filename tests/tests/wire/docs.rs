@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{chunks, passed, refused, responses, upstreams};
+use crate::{chunks, passed, refused, responses, streams, upstreams};
 
 const WIRE: &str = include_str!("../../../proxy/WIRE.md");
 
@@ -35,6 +35,8 @@ fn cases() -> Vec<String> {
     names.extend(responses::lost().iter().map(|case| case.0));
     names.extend(responses::cut().iter().map(|case| case.0));
     names.extend(responses::passed().iter().map(|case| case.0));
+    names.extend(streams::REFUSED.iter().map(|case| case.0));
+    names.extend(streams::PASSED.iter().map(|case| case.0));
     names.extend(upstreams::names());
     let tests = SOURCES.iter().flat_map(|source| {
         let after = source.split("#[tokio::test").skip(1);

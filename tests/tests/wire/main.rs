@@ -11,4 +11,5 @@ mod passed;
 mod refused;
 mod responses;
 mod rig;
+mod streams;
 mod upstreams;
