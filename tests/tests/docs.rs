@@ -51,3 +51,85 @@ fn the_config_on_the_first_screens_is_accepted_as_it_stands() {
     let (_, report) = outrigger_config::bootstrap::load_proxy(&source);
     assert!(report.problems.is_empty(), "{}", report.render_text());
 }
+
+const METRICS: &str = include_str!("../../proxy/src/telemetry/metrics.rs");
+const LIMITS: &str = include_str!("../../proxy/LIMITS.md");
+
+/// What stands in backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// Whether a schema has a property of this name, anywhere.
+fn has_property(schema: &serde_json::Value, name: &str) -> bool {
+    match schema {
+        serde_json::Value::Object(members) => {
+            let properties = members.get("properties").and_then(|of| of.as_object());
+            properties.is_some_and(|of| of.contains_key(name))
+                || members.values().any(|member| has_property(member, name))
+        }
+        serde_json::Value::Array(items) => items.iter().any(|item| has_property(item, name)),
+        _ => false,
+    }
+}
+
+#[test]
+fn every_key_of_wire_is_among_the_limits() {
+    let schema = outrigger_config::schema::proxy();
+    let wire = schema["$defs"]["WireSpec"]["properties"].as_object();
+    for key in wire.expect("the schema describes wire").keys() {
+        let quoted = format!("`wire.{key}`");
+        assert!(LIMITS.contains(&quoted), "LIMITS.md has no {quoted}");
+    }
+}
+
+#[test]
+fn what_the_limits_name_exists() {
+    let schemas = [
+        outrigger_config::schema::proxy(),
+        outrigger_config::schema::mesh(),
+    ];
+    let rows: Vec<&str> = LIMITS
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .collect();
+    assert!(rows.len() > 40, "{} rows", rows.len());
+    let mut codes = 0;
+    for row in rows {
+        for name in quoted(row) {
+            if let Some(metric) = name.strip_prefix("outrigger_") {
+                let family = metric.split('{').next().unwrap_or_default();
+                let known = METRICS.contains(&format!("\"outrigger_{family}\""));
+                assert!(known, "no metric {name}");
+            } else if let Some((group, key)) = name.split_once('.') {
+                let ours = ["wire", "limits", "timeouts", "retry", "async"];
+                let known = schemas.iter().any(|schema| has_property(schema, key));
+                assert!(!ours.contains(&group) || known, "no key {name}: {row}");
+            } else if is_code(row, name) {
+                codes += 1;
+                assert!(
+                    ErrorCode::ALL.iter().any(|code| code.as_str() == name),
+                    "{row}"
+                );
+            }
+        }
+    }
+    assert!(codes > 10, "{codes} codes");
+}
+
+/// Whether a row gives the name as the code of an answer: after its status.
+fn is_code(row: &str, name: &str) -> bool {
+    let Some(before) = row.split(&format!("`{name}`")).next() else {
+        return false;
+    };
+    let status = before.trim_end().rsplit(' ').next().unwrap_or_default();
+    status.len() == 3 && status.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[test]
+fn every_limit_that_is_counted_is_named() {
+    for limit in outrigger_proxy::telemetry::limits::WireLimit::ALL {
+        let name = format!("rejected `{}`", limit.as_str());
+        assert!(LIMITS.contains(&name), "LIMITS.md has no {name}");
+    }
+}
