@@ -14,6 +14,7 @@
 
 pub mod time;
 
+pub mod client_hello;
 pub mod error_code;
 pub mod grpc;
 pub mod headers;
