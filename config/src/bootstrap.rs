@@ -276,6 +276,11 @@ pub struct WireSpec {
     pub max_header_bytes: Option<ByteSize>,
     /// How long a request's head may take. Default 10s.
     pub header_timeout: Option<Dur>,
+    /// How long a connection may take to show what it speaks, before it is passed through as
+    /// opaque TCP; 0s waits as long as `headerTimeout`. Default 250ms.
+    pub detect_timeout: Option<Dur>,
+    /// The longest silence of an opaque TCP connection; 0s is unlimited. Default 1h.
+    pub tcp_idle_timeout: Option<Dur>,
     /// Connections accepted at a time; 0 is unlimited. Default 0.
     pub max_connections: Option<u32>,
     /// Streams at a time on one HTTP/2 connection from downstream. Default 128.
@@ -327,6 +332,10 @@ pub struct Wire {
     pub max_header_bytes: u64,
     /// How long a request's head may take; none is unlimited.
     pub header_timeout: Option<std::time::Duration>,
+    /// How long a connection may take to show what it speaks; none is as long as its head may.
+    pub detect_timeout: Option<std::time::Duration>,
+    /// The longest silence of an opaque TCP connection; none is unlimited.
+    pub tcp_idle_timeout: Option<std::time::Duration>,
     /// Connections accepted at a time; none is unlimited.
     pub max_connections: Option<u32>,
     /// Streams at a time on one HTTP/2 connection from downstream.
@@ -351,6 +360,12 @@ impl ProxyBootstrap {
             header_timeout: spec
                 .header_timeout
                 .map_or(Some(std::time::Duration::from_secs(10)), Dur::enabled),
+            detect_timeout: spec
+                .detect_timeout
+                .map_or(Some(std::time::Duration::from_millis(250)), Dur::enabled),
+            tcp_idle_timeout: spec
+                .tcp_idle_timeout
+                .map_or(Some(std::time::Duration::from_secs(3600)), Dur::enabled),
             max_connections: spec.max_connections.filter(|count| *count > 0),
             max_streams: spec.max_streams.unwrap_or(128),
             send_timeout: spec

@@ -32,8 +32,6 @@ const OF_A_RULE: &[&str] = &[
 
 /// Paths under a service, and under the Mesh's defaults.
 const OF_A_SERVICE: &[&str] = &[
-    "ports[*].appProtocol=tcp",
-    "ports[*].appProtocol=tls",
     "identity",
     "discovery.dns",
     "discovery.kubernetes",
@@ -49,12 +47,7 @@ const OF_A_SERVICE: &[&str] = &[
     "limits.maxRequestBody",
 ];
 
-const OF_THE_MESH: &[&str] = &[
-    "trustDomain",
-    "mtls",
-    "authorization",
-    "outbound.unknown=Allow",
-];
+const OF_THE_MESH: &[&str] = &["trustDomain", "mtls", "authorization"];
 
 const OF_A_QUEUE: &[&str] = &[
     "backend.kafka",

@@ -547,6 +547,41 @@ fn values_beyond_their_shape() {
         ),
         &["2 @{address spec.discovery.static[1]: the same endpoint as static[0]"],
     );
+    check(
+        "E321",
+        &doc(
+            "MeshService",
+            "a",
+            "{addresses: [10.0.0.1, 0.0.0.0, 'fe80::1',\n 10.0.0.1], discovery: {heartbeat: {}}}",
+        ),
+        &[
+            "2 @0.0.0.0 spec.addresses[1]: no service is called at 0.0.0.0",
+            "2 @'fe80 spec.addresses[2]: no service is called at fe80::1",
+            "3 @10.0.0.1 spec.addresses[3]: 10.0.0.1 is listed twice with port 80",
+        ],
+    );
+}
+
+#[test]
+fn an_address_belongs_to_one_service_by_port() {
+    let two = |ports| {
+        let service = |name, ports| {
+            let spec = format!(
+                "{{addresses: [10.0.0.1, 'fd00::1'], ports: [{ports}], discovery: {{heartbeat: {{}}}}}}"
+            );
+            doc("MeshService", name, &spec)
+        };
+        service("a", "{port: 80}") + &service("b", ports)
+    };
+    check("E205", &two("{port: 81}"), &[]);
+    check(
+        "E205",
+        &two("{port: 81}, {port: 80}"),
+        &[
+            "5 @10.0.0.1 spec.addresses[0]: 10.0.0.1 with port 80 belongs to shop/a",
+            "5 @'fd00 spec.addresses[1]: fd00::1 with port 80 belongs to shop/a",
+        ],
+    );
 }
 
 #[test]

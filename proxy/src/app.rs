@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use crate::admin;
 use crate::drain::{Drain, Phase};
 use crate::listener::bind::{Bound, bind};
+use crate::listener::orig_dst::Own;
 use crate::listener::{Direction, accept};
 use crate::queueing;
 use crate::snapshot::Store;
@@ -49,6 +50,8 @@ pub struct Shared {
     pub access_log: AccessLog,
     /// Limits of every connection.
     pub wire: Wire,
+    /// Where this sidecar listens: no connection may lead there.
+    pub listeners: Own,
     /// What this sidecar is called in answers.
     pub hop: Hops,
     /// What is known of the config's source.
@@ -76,6 +79,10 @@ pub struct Wire {
     pub max_header_bytes: usize,
     /// How long a head may take to arrive.
     pub header_timeout: Duration,
+    /// How long a connection may take to show what it speaks; none is as long as a head may.
+    pub detect_timeout: Option<Duration>,
+    /// The longest silence of an opaque connection; none is unlimited.
+    pub tcp_idle_timeout: Option<Duration>,
     /// Downstream connections; 0 is unlimited.
     pub max_connections: usize,
     /// Streams of one h2 connection.
@@ -210,7 +217,7 @@ pub fn start(bootstrap: ProxyBootstrap) -> Result<Running, StartError> {
         probes: probes.iter().map(|bound| bound.addr).collect(),
     };
 
-    let shared = Arc::new(share(bootstrap)?);
+    let shared = Arc::new(share(bootstrap, &addresses)?);
     let control = spawn_control(&shared, admin, probes)?;
     let mut sockets: Vec<Vec<(Direction, std::net::TcpListener)>> =
         (0..workers).map(|_| Vec::new()).collect();
@@ -271,7 +278,14 @@ fn access_log_settings(bootstrap: &ProxyBootstrap) -> access_log::Settings {
     }
 }
 
-fn share(bootstrap: ProxyBootstrap) -> Result<Shared, StartError> {
+fn share(bootstrap: ProxyBootstrap, addresses: &Addresses) -> Result<Shared, StartError> {
+    let Addresses {
+        outbound,
+        inbound,
+        admin,
+        probes,
+    } = addresses;
+    let listeners = [outbound, inbound, admin, probes].into_iter().flatten();
     let metrics = Metrics::new();
     let settings = access_log_settings(&bootstrap);
     let dropped = metrics.counter("outrigger_access_log_dropped_total", &[]);
@@ -296,6 +310,8 @@ fn share(bootstrap: ProxyBootstrap) -> Result<Shared, StartError> {
                 .unwrap_or(usize::MAX)
                 .max(8192),
             header_timeout: wire.header_timeout.unwrap_or(UNLIMITED),
+            detect_timeout: wire.detect_timeout,
+            tcp_idle_timeout: wire.tcp_idle_timeout,
             max_connections: wire.max_connections.map_or(0, |count| count as usize),
             max_streams: wire.max_streams,
             send_timeout: wire.send_timeout.unwrap_or(UNLIMITED),
@@ -316,6 +332,7 @@ fn share(bootstrap: ProxyBootstrap) -> Result<Shared, StartError> {
             outbound: format!("{name}/outbound"),
             inbound: format!("{name}/inbound"),
         },
+        listeners: Own::new(listeners.copied()),
         config: ConfigStatus::default(),
         queues: queueing::store::Queues::new(bootstrap.state_dir().to_owned()),
         bootstrap,

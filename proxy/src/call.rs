@@ -18,7 +18,6 @@ use http::header::{CONTENT_TYPE, COOKIE, EXPECT, HOST};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Response, request};
 use http_body::Body as _;
-use outrigger_core::balance;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers::{self, StripPolicy};
 use outrigger_core::host::parse_authority;
@@ -27,6 +26,7 @@ use outrigger_core::route::RequestView;
 use outrigger_core::{deadline, time::Mono};
 
 use crate::clock;
+use crate::destination::{self, Fixed};
 use crate::error::ProxyError;
 use crate::http::body::{Replay, RequestBody, ResponseBody, Upload};
 use crate::http::context::Connection;
@@ -53,6 +53,10 @@ pub struct Call {
     pub direction: Direction,
     /// The peer.
     pub peer: SocketAddr,
+    /// Where its connection was going before it was redirected to us.
+    pub original: Option<SocketAddr>,
+    /// The one endpoint it may go to, when an address decided.
+    pub fixed: Option<Fixed>,
     /// Whether it is a gRPC call, by content type.
     pub grpc: bool,
     /// When its head was complete.
@@ -95,7 +99,9 @@ impl Call {
         connection: &Connection,
         parts: request::Parts,
     ) -> Self {
-        Self::new(worker, parts, connection.direction, connection.peer)
+        let mut call = Self::new(worker, parts, connection.direction, connection.peer);
+        call.original = connection.original;
+        call
     }
 
     /// A message on its way to its target: as if the application called again.
@@ -134,6 +140,8 @@ impl Call {
             parts,
             direction,
             peer,
+            original: None,
+            fixed: None,
             grpc,
             start,
             upload: Upload::new(start, true),
@@ -172,16 +180,6 @@ impl Call {
         self.caller_timeout
     }
 
-    /// The service that the request's host names, and the rule that takes the request.
-    ///
-    /// # Errors
-    /// Those of [`Call::find_service`] and [`Call::find_route`].
-    pub fn find(&mut self) -> Result<(Arc<Service>, Arc<Route>), ProxyError> {
-        let service = self.find_service()?;
-        let route = self.find_route(&service)?;
-        Ok((service, route))
-    }
-
     /// The service that the request's host names.
     ///
     /// # Errors
@@ -204,6 +202,7 @@ impl Call {
             .and_then(|at| self.snapshot.services.get(at));
         let Some(service) = found else {
             let detail = format!("no service of the mesh is called {}", authority.host());
+            self.authority = Some(authority);
             return Err(ProxyError::local(ErrorCode::NoRoute, detail));
         };
         self.authority = Some(authority);
@@ -281,27 +280,9 @@ impl Call {
         tried: &[SocketAddr],
         now: Mono,
     ) -> Result<EndpointUse, ProxyError> {
-        let set = service.state.endpoints();
-        let view = service.candidates(&set);
-        let exclude: Vec<usize> = if tried.is_empty() {
-            Vec::new()
-        } else {
-            let at = |addr: &SocketAddr| {
-                set.endpoints
-                    .iter()
-                    .position(|known| known.spec.addr == *addr)
-            };
-            tried.iter().filter_map(at).collect()
-        };
-        let picked = balance::pick(
-            service.algorithm.with(&service.state),
-            &view,
-            &exclude,
-            now,
-            &mut self.worker.rng(),
-        );
-        match picked.and_then(|picked| set.endpoints.get(picked.index)) {
-            Some(endpoint) => Ok(EndpointUse::start(service, endpoint, set.protocol, now)),
+        let fixed = self.fixed.as_ref();
+        match destination::pick(&self.worker, service, fixed, tried, now) {
+            Some(endpoint) => Ok(endpoint),
             None => {
                 let detail = format!("no endpoint of {} takes requests", service.name);
                 let error = ProxyError::local(ErrorCode::NoEndpoints, detail);
@@ -348,6 +329,11 @@ impl Call {
         self.prepared = fields;
     }
 
+    /// Whether it goes to a destination outside the mesh, which is told nothing of ours.
+    fn is_foreign(&self) -> bool {
+        self.fixed.as_ref().is_some_and(|fixed| fixed.foreign)
+    }
+
     fn strip_policy(&self) -> StripPolicy {
         match self.direction {
             // Those a caller may set were read before; none of them goes on as it came.
@@ -359,7 +345,7 @@ impl Call {
     /// Writes into the head what differs from one attempt to the next.
     pub fn stamp(&mut self, endpoint: &EndpointUse, attempt: u32, remaining: Option<Duration>) {
         let mut fields = std::mem::take(&mut self.prepared);
-        if self.direction == Direction::Outbound {
+        if self.direction == Direction::Outbound && !self.is_foreign() {
             fields.insert(headers::ATTEMPT, HeaderValue::from(attempt));
         }
         if let Some(remaining) = remaining {
@@ -391,7 +377,7 @@ impl Call {
                     deadline::format_grpc_timeout(remaining),
                 );
             }
-        } else if self.direction == Direction::Outbound {
+        } else if self.direction == Direction::Outbound && !self.is_foreign() {
             fields.insert(
                 headers::DEADLINE_MS,
                 deadline::format_deadline_ms(remaining),

@@ -20,6 +20,7 @@ use outrigger_core::{headers, time::Mono};
 use crate::attempt::{self, Answer, Failure, Window};
 use crate::call::{Call, OutgoingBody, Payload};
 use crate::clock;
+use crate::destination;
 use crate::error::ProxyError;
 use crate::http::body::{ResponseBody, Upload, UpstreamBody};
 use crate::http::context::Connection;
@@ -69,7 +70,7 @@ async fn outbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBo
         return queueing::status::serve(call).await;
     }
     let mut payload = Payload::Downstream(body);
-    let (service, route) = match call.find() {
+    let (service, route) = match destination::outbound(call).await {
         Ok(found) => found,
         Err(refused) => {
             payload.discard();
@@ -103,15 +104,7 @@ async fn outbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBo
 
 /// A call of another workload to the local application: never retried, never enqueued.
 async fn inbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBody>, ProxyError> {
-    if !call.snapshot.configured() {
-        let detail = "this sidecar has no mesh config yet";
-        return Err(ProxyError::local(ErrorCode::ConfigMissing, detail));
-    }
-    let Some(app) = call.snapshot.app.clone() else {
-        let detail = "no application address: set `app` in the sidecar's bootstrap config";
-        return Err(ProxyError::local(ErrorCode::NoRoute, detail));
-    };
-    let route = Arc::clone(&app.routes[0]);
+    let (app, route) = destination::inbound(call)?;
     exchange(call, &app, &route, Payload::Downstream(body)).await
 }
 

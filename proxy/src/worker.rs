@@ -18,6 +18,7 @@ use crate::app::Shared;
 use crate::clock;
 use crate::snapshot::Snapshot;
 use crate::telemetry::access_log;
+use crate::unknown::Names;
 use crate::upstream::connect::Limits;
 use crate::upstream::pool::Pools;
 use crate::wheel::Wheel;
@@ -33,6 +34,8 @@ pub struct Worker {
     pub wheel: Wheel,
     /// This worker's upstream connections.
     pub pools: Pools,
+    /// This worker's view of names outside the mesh.
+    pub names: Names,
     rng: RefCell<fastrand::Rng>,
     snapshot: RefCell<arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     counters: RefCell<Counters>,
@@ -60,6 +63,7 @@ impl Worker {
         Rc::new(Self {
             pools: Pools::new(wheel.clone(), limits),
             wheel,
+            names: Names::default(),
             rng: RefCell::new(fastrand::Rng::with_seed(seed)),
             snapshot: RefCell::new(snapshot),
             counters: RefCell::default(),

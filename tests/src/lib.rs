@@ -9,6 +9,7 @@ pub mod client;
 pub mod frames;
 pub mod mesh;
 pub mod metrics;
+pub mod netns;
 pub mod process;
 pub mod raw;
 pub mod upstream;

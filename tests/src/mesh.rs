@@ -63,6 +63,8 @@ pub struct SidecarBuilder {
     mesh: Option<String>,
     plane: Option<SocketAddr>,
     app: Option<SocketAddr>,
+    outbound: Vec<SocketAddr>,
+    inbound: Vec<SocketAddr>,
     more: Value,
 }
 
@@ -82,6 +84,18 @@ impl SidecarBuilder {
     /// Before this application.
     pub fn app(mut self, addr: SocketAddr) -> Self {
         self.app = Some(addr);
+        self
+    }
+
+    /// Listens at these for the application's calls.
+    pub fn outbound_on(mut self, addrs: &[SocketAddr]) -> Self {
+        self.outbound = addrs.to_vec();
+        self
+    }
+
+    /// Listens at these for calls to the application.
+    pub fn inbound_on(mut self, addrs: &[SocketAddr]) -> Self {
+        self.inbound = addrs.to_vec();
         self
     }
 
@@ -120,10 +134,10 @@ impl SidecarBuilder {
         }
         let mut bootstrap: ProxyBootstrap = serde_json::from_value(text).expect("a bootstrap");
         bootstrap.app = self.app;
-        let any = || Some(OneOrMany(vec![SocketAddr::from(([127, 0, 0, 1], 0))]));
-        bootstrap.listen.outbound = any();
-        bootstrap.listen.inbound = any();
-        bootstrap.listen.admin = any();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        bootstrap.listen.outbound = Some(OneOrMany(self.outbound));
+        bootstrap.listen.inbound = Some(OneOrMany(self.inbound));
+        bootstrap.listen.admin = Some(OneOrMany(vec![any]));
         let mut sidecar = Sidecar {
             bootstrap,
             dir: Arc::new(dir),
@@ -158,6 +172,8 @@ impl Sidecar {
             mesh: None,
             plane: None,
             app: None,
+            outbound: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+            inbound: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
             more: json!({}),
         }
     }

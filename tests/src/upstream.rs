@@ -306,7 +306,16 @@ impl Upstream {
         speaks: Speaks,
         script: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self::on(([127, 0, 0, 1], 0).into(), speaks, script).await
+    }
+
+    /// A service at this address.
+    pub async fn on(
+        addr: SocketAddr,
+        speaks: Speaks,
+        script: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(addr).await.expect("a port");
         let state = Arc::new(State {
             speaks,
             script: Mutex::new(Arc::new(script)),
@@ -543,7 +552,15 @@ impl Raw {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self::on(([127, 0, 0, 1], 0).into(), serve).await
+    }
+
+    /// Runs `serve` for every connection to this address.
+    pub async fn on<F>(addr: SocketAddr, serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind(addr).await.expect("a port");
         let addr = listener.local_addr().expect("an address");
         let connections = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&connections);

@@ -221,7 +221,8 @@ async fn traffic_goes_on_without_the_control_plane() {
 #[tokio::test]
 async fn without_a_control_plane_and_a_last_good_config_it_is_not_ready() {
     let nobody = outrigger_tests::upstream::nobody().await;
-    let sidecar = Sidecar::named("web-1").plane(nobody).start_unready().await;
+    let sidecar = Sidecar::named("web-1").plane(nobody).app(nobody);
+    let sidecar = sidecar.start_unready().await;
     until("it looks for the control plane", || async {
         let config = sidecar.view("/config").await;
         config["controlPlane"]["problem"].is_string().then_some(())

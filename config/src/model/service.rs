@@ -18,6 +18,10 @@ pub struct MeshService {
     /// The ports that callers use. Default: one port, 80, `http`.
     #[serde(default)]
     pub ports: Vec<PortSpec>,
+    /// The addresses that callers use, such as a Kubernetes ClusterIP: a connection that was
+    /// intercepted on its way to one of them, at one of `ports`, is for this service.
+    #[serde(default)]
+    pub addresses: Vec<std::net::IpAddr>,
     /// Who the service's workloads are.
     pub identity: Option<IdentitySpec>,
     /// Where the endpoints come from.
@@ -37,6 +41,18 @@ pub struct MeshService {
 }
 
 impl MeshService {
+    /// `ports`, or the one port that a service has when it lists none.
+    pub fn ports_or_default(&self) -> Vec<PortSpec> {
+        if !self.ports.is_empty() {
+            return self.ports.clone();
+        }
+        vec![PortSpec {
+            name: None,
+            port: 80,
+            app_protocol: None,
+        }]
+    }
+
     /// The names that callers use, without a port: as written, or else the three names by which
     /// Kubernetes would know the service `name`.
     pub fn hostnames_or_default(&self, name: &NamespacedName) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! Checks of the Mesh, of services and of queues.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::{Checks, Subject};
 use crate::document::Kind;
@@ -50,6 +51,7 @@ impl<'a> Checks<'a> {
             self.identities(at, service);
         }
         self.hostnames();
+        self.addresses();
     }
 
     fn breaker(&mut self, at: Subject<'_>, base: &str, spec: Option<&BreakerSpec>) {
@@ -268,6 +270,38 @@ impl<'a> Checks<'a> {
         }
     }
 
+    /// A connection is for one service: an address and port cannot be those of two.
+    fn addresses(&mut self) {
+        let mut owners: BTreeMap<(IpAddr, u16), &'a NamespacedName> = BTreeMap::new();
+        for (name, service) in &self.config.services {
+            let Some(at) = self.subject(Kind::MeshService, name) else {
+                continue;
+            };
+            for (n, address) in service.addresses.iter().enumerate() {
+                let path = format!("spec.addresses[{n}]");
+                if address.is_unspecified() || address.is_multicast() || is_link_local(*address) {
+                    let message = format!("no service is called at {address}");
+                    self.error(at, "E321", &path, message);
+                    continue;
+                }
+                for port in service.ports_or_default() {
+                    let port = port.port;
+                    match owners.insert((address.to_canonical(), port), name) {
+                        Some(owner) if owner == name => {
+                            let message = format!("{address} is listed twice with port {port}");
+                            self.error(at, "E321", &path, message);
+                        }
+                        Some(owner) => {
+                            let message = format!("{address} with port {port} belongs to {owner}");
+                            self.error(at, "E205", &path, message);
+                        }
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+
     pub(super) fn queues(&mut self) {
         for (name, queue) in &self.config.queues {
             let Some(at) = self.subject(Kind::Queue, name) else {
@@ -316,6 +350,13 @@ impl<'a> Checks<'a> {
                 self.error(at, "E305", "spec.maxBytes", "must be more than 0");
             }
         }
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
 

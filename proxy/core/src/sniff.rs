@@ -1,6 +1,6 @@
 //! What a connection speaks, told by its first bytes.
 //!
-//! Owns the rules; waiting for bytes (at most 250 ms) is the listener's. On the request's life.
+//! Owns the rules; waiting for bytes (at most `wire.detectTimeout`) is the listener's. On the request's life.
 
 /// The HTTP/2 client preface (RFC 9113 §3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

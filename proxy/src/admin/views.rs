@@ -1,6 +1,7 @@
 //! What the sidecar knows, as JSON for people and programs, and the gauges set before a scrape.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use outrigger_core::breaker::Cause;
 use outrigger_core::time::Mono;
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::app::Shared;
 use crate::clock;
-use crate::snapshot::live::Endpoint;
+use crate::snapshot::live::{Endpoint, EndpointState};
 use crate::snapshot::{Service, Snapshot, When};
 use crate::upstream::connect::Protocol;
 
@@ -150,7 +151,7 @@ fn endpoint_view(endpoint: &Endpoint, now: Mono) -> Value {
         "consecutiveFailures": health.consecutive(),
         "inFlight": endpoint.state.load.in_flight(),
         "latencyMs": endpoint.state.load.latency().map(|latency| latency.as_secs_f64() * 1e3),
-        "connections": endpoint.state.connections.load(std::sync::atomic::Ordering::Relaxed),
+        "connections": endpoint.state.connections.load(Ordering::Relaxed),
     })
 }
 
@@ -199,7 +200,14 @@ pub(super) fn refresh_metrics(shared: &Shared) {
         .gauge("outrigger_connections", &[("side", "outbound")])
         .set(outbound as f64);
     let snapshot = shared.store.load();
-    let mut upstream = 0;
+    let open = |state: &EndpointState| state.connections.load(Ordering::Relaxed);
+    let mut upstream = open(&shared.live.passthrough) + open(&shared.live.app);
+    if let Some(passthrough) = &snapshot.passthrough {
+        let in_flight = passthrough.state.in_flight.current();
+        metrics
+            .gauge("outrigger_in_flight", &[("service", &passthrough.name)])
+            .set(f64::from(in_flight));
+    }
     for service in services(&snapshot) {
         let name = ("service", &*service.name);
         let in_flight = service.state.in_flight.current();
@@ -212,10 +220,7 @@ pub(super) fn refresh_metrics(shared: &Shared) {
             let ejected = endpoint.state.health.is_ejected(now);
             let at = usize::from(ejected) + 2 * usize::from(!endpoint.takes_requests() && !ejected);
             counts[at].1 += 1;
-            upstream += endpoint
-                .state
-                .connections
-                .load(std::sync::atomic::Ordering::Relaxed);
+            upstream += open(&endpoint.state);
             let address = endpoint.spec.addr.to_string();
             metrics
                 .gauge(

@@ -10,11 +10,17 @@ pub struct Connection {
     pub peer: SocketAddr,
     /// Which listener it came to.
     pub direction: Direction,
+    /// Where it was going before it was redirected to us; none when nobody redirected it.
+    pub original: Option<SocketAddr>,
 }
 
 impl Connection {
     /// A connection accepted just now.
-    pub fn new(peer: SocketAddr, direction: Direction) -> Self {
-        Self { peer, direction }
+    pub fn new(peer: SocketAddr, direction: Direction, original: Option<SocketAddr>) -> Self {
+        Self {
+            peer,
+            direction,
+            original,
+        }
     }
 }

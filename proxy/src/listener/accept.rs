@@ -1,21 +1,26 @@
 //! The accept loop of one listener on one worker.
 //!
-//! Stands at the head of the life of a request: permit, drain guard, detection, then HTTP.
+//! Stands at the head of the life of a request: permit, drain guard, original destination,
+//! detection, then HTTP or opaque bytes.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use outrigger_core::sniff::Protocol;
+use outrigger_config::model::AppProtocol;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
 use crate::clock;
+use crate::destination;
 use crate::drain::{Drain, Phase};
 use crate::http::context::Connection;
 use crate::http::http2;
 use crate::http1;
-use crate::listener::{Direction, detect};
+use crate::listener::detect::Detected;
+use crate::listener::orig_dst::Refusal;
+use crate::listener::{Direction, detect, orig_dst};
+use crate::tcp;
 use crate::telemetry::limits::WireLimit;
 use crate::worker::Worker;
 
@@ -74,20 +79,91 @@ fn admit(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, direction: Di
 }
 
 async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, direction: Direction) {
-    let deadline = clock::now() + worker.shared.wire.header_timeout;
-    let detected = tokio::select! {
-        biased;
-        detected = detect::detect(&stream) => detected,
-        () = worker.wheel.sleep_until(deadline) => return,
-        () = closing(&worker.shared.drain, direction) => return,
-    };
-    let connection = Rc::new(Connection::new(peer, direction));
-    match detected {
-        Ok(Protocol::Http1) => http1::server::serve(worker, stream, connection).await,
-        Ok(Protocol::Http2) => http2::serve(worker, stream, connection).await,
-        Ok(other) => debug!(%peer, protocol = ?other, "connection refused: not HTTP"),
-        Err(error) => debug!(%peer, %error, "connection closed before its first request"),
+    let shared = &worker.shared;
+    let original = orig_dst::original(&stream);
+    let has_app = shared.bootstrap.app.is_some();
+    if let Err(refusal) = orig_dst::judge(direction, original, has_app, &shared.listeners) {
+        return refuse(&worker, &stream, peer, direction, original, refusal);
     }
+    let connection = Rc::new(Connection::new(peer, direction, original));
+    let declared = destination::declared(&worker, &worker.snapshot(), &connection);
+    if let Some(AppProtocol::Tcp | AppProtocol::Tls) = declared {
+        // Nothing is waited for: the server may be the one that speaks first.
+        return Box::pin(tcp::serve(&worker, stream, &connection, None)).await;
+    }
+    let Some(told) = first_bytes(&worker, &stream, &connection, declared.is_some()).await else {
+        return;
+    };
+    match told {
+        Detected::Http2 => http2::serve(worker, stream, connection).await,
+        // What is declared wins: whatever else it is, it is answered as broken HTTP.
+        Detected::Http1 | Detected::Tls(_) | Detected::Opaque
+            if declared.is_some() || told == Detected::Http1 =>
+        {
+            http1::server::serve(worker, stream, connection).await;
+        }
+        Detected::Tls(hello) => {
+            Box::pin(tcp::serve(&worker, stream, &connection, hello)).await;
+        }
+        _ if direction == Direction::Outbound && original.is_none() => {
+            let refusal = Refusal::NoDestination;
+            refuse(&worker, &stream, peer, direction, original, refusal);
+        }
+        _ => Box::pin(tcp::serve(&worker, stream, &connection, None)).await,
+    }
+}
+
+/// What the peer speaks; none when the connection is over before that is known.
+///
+/// A peer that stays silent waits for its server to speak first, if there is one to pass the
+/// connection on to; else it has as long as a head may take.
+async fn first_bytes(
+    worker: &Worker,
+    stream: &TcpStream,
+    connection: &Connection,
+    http: bool,
+) -> Option<Detected> {
+    let wire = &worker.shared.wire;
+    let explicit = connection.direction == Direction::Outbound && connection.original.is_none();
+    let may_pass = !http && !explicit;
+    let patience = match wire.detect_timeout {
+        Some(detect) if may_pass => detect.min(wire.header_timeout),
+        _ => wire.header_timeout,
+    };
+    let peer = connection.peer;
+    tokio::select! {
+        biased;
+        detected = detect::detect(stream) => match detected {
+            Ok(detected) => Some(detected),
+            Err(error) => {
+                debug!(%peer, %error, "connection closed before its first request");
+                None
+            }
+        },
+        () = worker.wheel.sleep_until(clock::now() + patience) => {
+            (may_pass && wire.detect_timeout.is_some()).then_some(Detected::Opaque)
+        }
+        () = closing(&worker.shared.drain, connection.direction) => None,
+    }
+}
+
+fn refuse(
+    worker: &Worker,
+    stream: &TcpStream,
+    peer: SocketAddr,
+    direction: Direction,
+    original: Option<SocketAddr>,
+    refusal: Refusal,
+) {
+    let reason = refusal.as_str();
+    debug!(%peer, ?original, direction = direction.as_str(), reason, "connection refused");
+    let labels = [("direction", direction.as_str()), ("reason", reason)];
+    let metrics = &worker.shared.metrics;
+    metrics
+        .counter("outrigger_connections_refused_total", &labels)
+        .increment(1);
+    // A proper end would read as an answer of zero bytes.
+    let _ = stream.set_zero_linger();
 }
 
 fn transient(error: &std::io::Error) -> bool {

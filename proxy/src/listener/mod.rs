@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod bind;
 pub mod detect;
+pub mod orig_dst;
 
 /// Relative to the local application; a property of a listener only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -14,8 +14,8 @@ use std::time::Duration;
 use http::{HeaderName, Method};
 use outrigger_config::effective::{self, RulePolicy, ServicePolicy};
 use outrigger_config::model::{
-    AppProtocol, AsyncWhen, BalanceAlgorithm, EndpointState, GrpcAck, Locality, MeshService,
-    PathMatchType, QueueSpec, RetryCondition, RouteMatch, ValueMatchType,
+    AsyncWhen, BalanceAlgorithm, EndpointState, GrpcAck, Locality, MeshService, PathMatchType,
+    QueueSpec, RetryCondition, RouteMatch, UnknownOutbound, ValueMatchType,
 };
 use outrigger_config::units::CodeOrClass;
 use outrigger_config::{MeshConfig, NamespacedName, RuleRef};
@@ -29,6 +29,8 @@ use outrigger_core::route::{
 use outrigger_core::{breaker, budget, ejection, redelivery, retry};
 
 use crate::app::Shared;
+use crate::destination::protocol;
+use crate::snapshot::addresses::{Addresses, Ports};
 use crate::snapshot::live::{AdminState, EndpointSpec, ServiceState};
 use crate::snapshot::{
     Algorithm, Async, Backend, Queue, Route, Secrets, Service, ServiceMetrics, Snapshot, Timeouts,
@@ -82,14 +84,14 @@ pub fn compile(
             let _ = hosts.insert(&host, None, *at);
         }
     }
-    let app = compiler.app().map(|(app, addr)| {
-        endpoints.push((
-            Arc::clone(&app.state),
-            app.protocol,
-            vec![local_endpoint(addr)],
-        ));
-        Arc::new(app)
-    });
+    let app = Arc::new(compiler.app());
+    let local = shared.bootstrap.app.map(local_endpoint);
+    endpoints.push((
+        Arc::clone(&app.state),
+        app.protocol,
+        local.into_iter().collect(),
+    ));
+    let passthrough = compiler.passthrough().map(Arc::new);
     let snapshot = Snapshot {
         generation,
         version,
@@ -100,8 +102,10 @@ pub fn compile(
             .map(|(at, s)| (Arc::clone(&s.name), at))
             .collect(),
         queues: queues(config, &services),
+        addresses: Addresses::of_services(config.services.values()),
         services,
-        app,
+        app: Some(app),
+        passthrough,
         config: Some(Arc::clone(config)),
     };
     (snapshot, endpoints)
@@ -134,17 +138,14 @@ impl Compiler<'_> {
             let route = self.make_route(name, format!("{name}/default"), Vec::new(), &policy);
             (RuleSet::new(vec![Vec::new()]), vec![Arc::new(route)])
         };
-        let port = spec
-            .ports
-            .first()
-            .and_then(|port| port.app_protocol)
-            .unwrap_or_default();
+        let ports = Ports::new(&spec.ports);
         let prefer_zone = match *policy.load_balancer.locality {
             Locality::PreferLocal => self.shared.bootstrap.workload.zone.is_some(),
             Locality::Ignore => false,
         };
         Service {
-            protocol: protocol(port),
+            protocol: protocol(ports.first().unwrap_or_default()),
+            ports,
             connection: connection(&policy),
             breaker: Some(breaker(&policy)),
             failure_on: failure_on(&policy),
@@ -209,28 +210,66 @@ impl Compiler<'_> {
         }
     }
 
-    /// The local application as a service of one endpoint: no breaker, no ejection, no retries.
-    fn app(&mut self) -> Option<(Service, SocketAddr)> {
-        let addr = self.shared.bootstrap.app?;
+    /// The local application: as a service of one endpoint, or of those that intercepted
+    /// connections ask for.
+    fn app(&mut self) -> Service {
         let own = self.shared.bootstrap.workload.service();
         let spec = own.as_ref().and_then(|name| self.config.services.get(name));
-        let port = spec
-            .and_then(|spec| spec.ports.first())
-            .and_then(|port| port.app_protocol);
         let policy = self
             .config
             .service_policy(spec.unwrap_or(&MeshService::default()));
-        let state = self.shared.live.service("(app)");
-        let name = own.map_or_else(|| "app".to_owned(), |name| name.to_string());
-        let labels = [("direction", "inbound"), ("route", "inbound")];
+        self.plain(Plain {
+            name: own.map_or_else(|| "app".to_owned(), |name| name.to_string()),
+            state: "(app)",
+            direction: "inbound",
+            route: "inbound",
+            ports: spec.map_or_else(Ports::default, |spec| Ports::new(&spec.ports)),
+            policy: &policy,
+        })
+    }
+
+    /// All destinations outside the mesh as one service without endpoints.
+    fn passthrough(&mut self) -> Option<Service> {
+        let outbound = self.config.mesh.outbound.as_ref();
+        match outbound
+            .and_then(|outbound| outbound.unknown)
+            .unwrap_or_default()
+        {
+            UnknownOutbound::Deny => return None,
+            UnknownOutbound::Allow => {}
+        }
+        let policy = self.config.service_policy(&MeshService::default());
+        Some(self.plain(Plain {
+            name: "passthrough".to_owned(),
+            state: "(passthrough)",
+            direction: "outbound",
+            route: "passthrough",
+            ports: Ports::default(),
+            policy: &policy,
+        }))
+    }
+
+    /// A service of which nothing is decided here but limits: no breaker, no ejection, no retries.
+    fn plain(&mut self, plain: Plain<'_>) -> Service {
+        let Plain {
+            name,
+            state,
+            direction,
+            route,
+            ports,
+            policy,
+        } = plain;
         let defaults = self.config.default_rule_policy();
         let id = self.next_route;
+        self.next_route += 1;
+        let labels = [("direction", direction), ("route", route)];
         let route = Route {
-            name: Arc::from("inbound"),
+            name: Arc::from(route),
             id,
             backends: Vec::new(),
             total_weight: 0,
-            // The caller's sidecar limits the request; here only a dead application is noticed.
+            // Inbound, the caller's sidecar limits the request and only a dead application is
+            // noticed; a destination outside the mesh takes the time it takes without it.
             timeouts: Timeouts {
                 connect: None,
                 request: None,
@@ -243,19 +282,20 @@ impl Compiler<'_> {
             },
             budget: budget::Params::default(),
             asynchronous: None,
-            state: self.shared.live.route("(app)"),
+            state: self.shared.live.route(state),
             duration: self
                 .shared
                 .metrics
                 .histogram("outrigger_request_duration_seconds", &labels),
         };
-        let service = Service {
+        Service {
             metrics: self.service_metrics(&name),
             name: Arc::from(name),
-            protocol: protocol(port.unwrap_or_default()),
-            connection: connection(&policy),
+            protocol: protocol(ports.first().unwrap_or_default()),
+            ports,
+            connection: connection(policy),
             breaker: None,
-            failure_on: failure_on(&policy),
+            failure_on: failure_on(policy),
             ejection: ejection::Params {
                 consecutive_failures: 0,
                 ..ejection::Params::default()
@@ -265,18 +305,31 @@ impl Compiler<'_> {
             max_in_flight: *policy.limits.max_in_flight,
             rules: RuleSet::new(vec![Vec::new()]),
             routes: vec![Arc::new(route)],
-            state,
-        };
-        Some((service, addr))
+            state: self.shared.live.service(state),
+        }
     }
 
     fn service_metrics(&self, name: &str) -> ServiceMetrics {
         let metrics = &self.shared.metrics;
         ServiceMetrics {
             attempts: metrics.counter("outrigger_attempts_total", &[("service", name)]),
-            limited: metrics.counter("outrigger_limit_rejected_total", &[("service", name)]),
+            limited: metrics.counter(
+                "outrigger_limit_rejected_total",
+                &[("service", name), ("limit", "limits.maxInFlight")],
+            ),
         }
     }
+}
+
+/// What tells one plain service from another.
+struct Plain<'a> {
+    name: String,
+    /// The key of its live state.
+    state: &'static str,
+    direction: &'static str,
+    route: &'static str,
+    ports: Ports,
+    policy: &'a ServicePolicy,
 }
 
 fn local_endpoint(addr: SocketAddr) -> EndpointSpec {
@@ -307,13 +360,6 @@ fn static_endpoints(spec: &MeshService) -> Vec<EndpointSpec> {
             },
         })
         .collect()
-}
-
-fn protocol(port: AppProtocol) -> Protocol {
-    match port {
-        AppProtocol::H2c | AppProtocol::Grpc => Protocol::Http2,
-        AppProtocol::Http | AppProtocol::Tcp | AppProtocol::Tls => Protocol::Http1,
-    }
 }
 
 fn connection(policy: &ServicePolicy) -> pool::Params {

@@ -26,6 +26,11 @@ use crate::upstream::connect::Protocol;
 pub struct Live {
     services: Mutex<HashMap<String, Weak<ServiceState>>>,
     routes: Mutex<HashMap<String, Weak<RouteState>>>,
+    /// All destinations outside the mesh together: what is learned of one of them is not kept, for
+    /// callers name as many as they like.
+    pub passthrough: Arc<EndpointState>,
+    /// All addresses of the local application that intercepted connections asked for.
+    pub app: Arc<EndpointState>,
 }
 
 impl Live {
@@ -164,6 +169,7 @@ impl EndpointSet {
 }
 
 /// One address of a service.
+#[derive(Clone)]
 pub struct Endpoint {
     /// What the registry says.
     pub spec: EndpointSpec,

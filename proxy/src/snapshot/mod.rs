@@ -4,6 +4,7 @@
 //! the `Arc`s of live state and the resolved metric handles, so that nothing is looked up by
 //! name while a request runs.
 
+pub mod addresses;
 pub mod compile;
 pub mod live;
 
@@ -18,6 +19,7 @@ use outrigger_core::outcome::FailureOn;
 use outrigger_core::route::RuleSet;
 use outrigger_core::{balance, breaker, budget, ejection, redelivery, retry};
 
+use crate::snapshot::addresses::{Addresses, Ports};
 use crate::snapshot::live::{AdminState, EndpointSet, RouteState, ServiceState};
 use crate::telemetry::metrics::Histogram;
 use crate::upstream::connect::Protocol;
@@ -37,8 +39,13 @@ pub struct Snapshot {
     pub services: Vec<Arc<Service>>,
     /// `namespace/name` → index into `services`.
     pub by_name: HashMap<Arc<str>, usize>,
-    /// What inbound requests are handed to; none without `app`.
+    /// Service and endpoint addresses → index into `services`.
+    pub addresses: Addresses,
+    /// What inbound requests are handed to; none before any config. Has an endpoint when `app` is
+    /// set, and none for what was intercepted.
     pub app: Option<Arc<Service>>,
+    /// What serves destinations outside the mesh; none when `outbound.unknown` denies them.
+    pub passthrough: Option<Arc<Service>>,
     /// Queues by `namespace/name`.
     pub queues: BTreeMap<String, Arc<Queue>>,
 }
@@ -53,7 +60,9 @@ impl Snapshot {
             hosts: HostTable::default(),
             services: Vec::new(),
             by_name: HashMap::new(),
+            addresses: Addresses::default(),
             app: None,
+            passthrough: None,
             queues: BTreeMap::new(),
         }
     }
@@ -105,6 +114,8 @@ pub struct Service {
     pub name: Arc<str>,
     /// What its endpoints speak, by the first port's `appProtocol`; gRPC calls always go as h2.
     pub protocol: Protocol,
+    /// Its ports and what is declared of them.
+    pub ports: Ports,
     /// Connections.
     pub connection: pool::Params,
     /// The service's breaker; none for the local application.

@@ -112,13 +112,15 @@ impl Applier {
 
     /// Swaps the endpoint sets that `registry` names and touches nothing else.
     pub fn endpoints(&self, registry: &Registry) {
-        for service in &self.shared.store.load().services {
+        let snapshot = self.shared.store.load();
+        for service in &snapshot.services {
             if let Some(specs) = registry.get(&*service.name) {
                 service
                     .state
                     .set_endpoints(specs, service.protocol, self.shared.zone());
             }
         }
+        snapshot.index_endpoints();
     }
 
     fn publish(&mut self, config: MeshConfig, version: &str, registry: &Registry) {
@@ -136,6 +138,7 @@ impl Applier {
         for (state, protocol, specs) in endpoints {
             state.set_endpoints(&specs, protocol, shared.zone());
         }
+        snapshot.index_endpoints();
         shared.queues.ensure_open(&snapshot);
         shared.store.swap(snapshot);
         shared.metrics.set_config_version(version);

@@ -62,7 +62,22 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
     (
         "outrigger_limit_rejected_total",
         Kind::Counter,
-        "Requests refused because a limit was reached.",
+        "Requests and connections refused because a limit was reached, by limit.",
+    ),
+    (
+        "outrigger_connections_refused_total",
+        Kind::Counter,
+        "Connections refused before it was known what they speak, by reason.",
+    ),
+    (
+        "outrigger_tcp_connections_total",
+        Kind::Counter,
+        "Opaque connections ended; code is Outrigger's own error code or empty.",
+    ),
+    (
+        "outrigger_tcp_bytes_total",
+        Kind::Counter,
+        "Bytes of opaque connections: sent to the upstream, received from it.",
     ),
     (
         "outrigger_queue_enqueued_total",

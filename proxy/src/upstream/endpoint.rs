@@ -65,6 +65,13 @@ impl EndpointUse {
         self.head = Some(now);
     }
 
+    /// An opaque connection is open: that is its latency, and a success already, for it may last.
+    pub fn connected(&mut self, now: Mono) {
+        self.head = Some(now);
+        let params = &self.service.ejection;
+        self.state.health.record(params, now, Outcome::Success);
+    }
+
     /// The attempt is over and showed `observed`.
     pub fn finish(mut self, observed: &Observed, now: Mono) {
         self.open = false;

@@ -1,0 +1,213 @@
+//! Opaque connections: bytes of any protocol, passed through to an endpoint of a service.
+//!
+//! The endpoint is picked and watched as for requests (balance, ejection, `limits.maxInFlight`
+//! with a connection counted like a request, `connection.connectTimeout` and `maxPerEndpoint`);
+//! breaker and retry policy are about requests and play no part. A connect that fails is tried
+//! again elsewhere, because nothing was sent.
+//!
+//! A connection that we cannot serve is reset, not closed: a proper end would read as an answer
+//! of zero bytes. In a drain, connections go on until they end or the drain's bound cuts them;
+//! these protocols have no word for "finish".
+//!
+//! Stands on the life of a request.
+
+pub mod copy;
+mod record;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use outrigger_core::client_hello::ClientHello;
+use outrigger_core::error_code::ErrorCode;
+use outrigger_core::outcome::Observed;
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use crate::clock;
+use crate::destination::{self, Onward};
+use crate::error::chain;
+use crate::http::context::Connection;
+use crate::snapshot::Service;
+use crate::tcp::copy::{Ended, Idle, Side};
+use crate::tcp::record::{Ending, Record};
+use crate::upstream::connect;
+use crate::upstream::endpoint::EndpointUse;
+use crate::worker::Worker;
+
+/// Endpoints that a connection tries at most.
+const TRIES: usize = 3;
+
+/// Passes the connection through to its end.
+pub async fn serve(
+    worker: &Rc<Worker>,
+    mut stream: TcpStream,
+    connection: &Connection,
+    hello: Option<ClientHello>,
+) {
+    let mut record = Record::start(worker, connection, hello.as_ref());
+    let mut upstream = match open(worker, connection, hello.as_ref(), &mut record).await {
+        Ok(upstream) => upstream,
+        Err(refused) => {
+            debug!(peer = %connection.peer, code = refused.code.as_str(), detail = refused.detail, "connection refused");
+            let _ = stream.set_zero_linger();
+            return record.end(Ending::Refused, Some(refused.code));
+        }
+    };
+    let idle = Idle {
+        wheel: &worker.wheel,
+        after: worker.shared.wire.tcp_idle_timeout,
+    };
+    let none = Bytes::new;
+    let moved = |way, count| record.moved(way, count);
+    let ended = copy::both_ways(
+        &mut stream,
+        none(),
+        &mut upstream.stream,
+        none(),
+        idle,
+        &moved,
+    )
+    .await;
+    if let Ended::Reset(_) = ended {
+        let _ = stream.set_zero_linger();
+        let _ = upstream.stream.set_zero_linger();
+    }
+    match ended {
+        Ended::Complete => record.end(Ending::Complete, None),
+        Ended::Idle => record.end(Ending::Idle, None),
+        Ended::Reset(Side::A) => record.end(Ending::DownstreamReset, None),
+        Ended::Reset(Side::B) => record.end(Ending::UpstreamReset, Some(ErrorCode::UpstreamReset)),
+    }
+}
+
+/// A connection to an endpoint, with all that it counts against.
+struct Upstream {
+    stream: TcpStream,
+    _endpoint: EndpointUse,
+    _open: Open,
+    _place: Place,
+}
+
+struct Refused {
+    code: ErrorCode,
+    detail: String,
+}
+
+impl Refused {
+    fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+        Self {
+            code,
+            detail: detail.into(),
+        }
+    }
+}
+
+async fn open(
+    worker: &Rc<Worker>,
+    connection: &Connection,
+    hello: Option<&ClientHello>,
+    record: &mut Record,
+) -> Result<Upstream, Refused> {
+    let snapshot = worker.snapshot();
+    let onward = destination::opaque(worker, &snapshot, connection, hello)
+        .map_err(|error| Refused::new(error.code, error.detail))?;
+    drop(snapshot);
+    record.routed(&onward.service);
+    let place = Place::take(&onward.service)
+        .ok_or_else(|| Refused::new(ErrorCode::LimitReached, "limits.maxInFlight"))?;
+    let (stream, endpoint, open) = connect(worker, &onward, record).await?;
+    Ok(Upstream {
+        stream,
+        _endpoint: endpoint,
+        _open: open,
+        _place: place,
+    })
+}
+
+async fn connect(
+    worker: &Rc<Worker>,
+    onward: &Onward,
+    record: &mut Record,
+) -> Result<(TcpStream, EndpointUse, Open), Refused> {
+    let service = &onward.service;
+    let params = &service.connection;
+    let mut refused = Refused::new(ErrorCode::NoEndpoints, "no endpoint takes connections");
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    while tried.len() < TRIES {
+        let fixed = onward.fixed.as_ref();
+        let Some(mut endpoint) = destination::pick(worker, service, fixed, &tried, clock::now())
+        else {
+            break;
+        };
+        let addr = endpoint.addr();
+        if tried.contains(&addr) {
+            // There is no other.
+            break;
+        }
+        service.metrics.attempts.increment(1);
+        record.attempt(addr);
+        if !tried.is_empty() {
+            let labels = [("service", &*service.name), ("outcome", "retried")];
+            let counter = worker
+                .shared
+                .metrics
+                .counter("outrigger_retries_total", &labels);
+            counter.increment(1);
+        }
+        tried.push(addr);
+        let Some(open) = Open::take(&endpoint.state().connections, params.max_per_endpoint) else {
+            refused = Refused::new(ErrorCode::LimitReached, "connection.maxPerEndpoint");
+            continue;
+        };
+        match connect::tcp(&worker.wheel, addr, params.connect_timeout).await {
+            Ok(stream) => {
+                endpoint.connected(clock::now());
+                return Ok((stream, endpoint, open));
+            }
+            Err(error) => {
+                endpoint.finish(&Observed::ConnectFailed, clock::now());
+                refused = Refused::new(ErrorCode::ConnectFailed, chain(&error));
+            }
+        }
+    }
+    Err(refused)
+}
+
+/// A place under `limits.maxInFlight`.
+struct Place(Arc<Service>);
+
+impl Place {
+    fn take(service: &Arc<Service>) -> Option<Self> {
+        if service.state.in_flight.try_acquire(service.max_in_flight) {
+            return Some(Self(Arc::clone(service)));
+        }
+        service.metrics.limited.increment(1);
+        None
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.state.in_flight.release();
+    }
+}
+
+/// One of the endpoint's connections.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn take(open: &Arc<AtomicUsize>, max: Option<usize>) -> Option<Self> {
+        let taken = Self(Arc::clone(open));
+        let before = open.fetch_add(1, Ordering::Relaxed);
+        max.is_none_or(|max| before < max).then_some(taken)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
