@@ -28,9 +28,10 @@ def find_proxy(given):
 
 
 def bench_tool():
-    """Our origin and load, built when it is not there."""
-    command = ["cargo", "build", "--quiet", "--release", "-p", "outrigger-tests"]
-    subprocess.run([*command, "--bin", "outrigger-bench"], cwd=ROOT, check=True)
+    """Our origin and load. All programs are built at once: chosen apart, their dependencies have
+    other features and are built again."""
+    command = ["cargo", "build", "--quiet", "--release", "--workspace", "--bins"]
+    subprocess.run(command, cwd=ROOT, check=True)
     return TARGET / "release" / "outrigger-bench"
 
 
