@@ -176,6 +176,7 @@ pub async fn attempt(
     let target = Target {
         addr,
         protocol: call.protocol(&endpoint),
+        source: endpoint.source(),
     };
 
     let open = Arc::clone(&endpoint.state().connections);

@@ -31,7 +31,7 @@ use crate::listener::Direction;
 use crate::snapshot::live::{AdminState, Endpoint, EndpointSpec, EndpointState};
 use crate::snapshot::{Route, Service, Snapshot};
 use crate::unknown;
-use crate::upstream::connect::Protocol;
+use crate::upstream::connect::{Protocol, Source};
 use crate::upstream::endpoint::EndpointUse;
 use crate::worker::Worker;
 
@@ -43,6 +43,8 @@ pub struct Fixed {
     endpoint: Endpoint,
     /// What to speak; none is what the service speaks.
     protocol: Option<Protocol>,
+    /// Where to connect from.
+    source: Source,
     /// Whether it is outside the mesh.
     pub foreign: bool,
 }
@@ -60,6 +62,7 @@ impl Fixed {
             service: Arc::clone(service),
             endpoint: Endpoint { spec, state },
             protocol: None,
+            source: Source::Any,
             foreign: false,
         }
     }
@@ -67,6 +70,14 @@ impl Fixed {
     fn speaking(self, protocol: Protocol) -> Self {
         Self {
             protocol: Some(protocol),
+            ..self
+        }
+    }
+
+    /// The local application, where its callers found it.
+    fn at_home(self) -> Self {
+        Self {
+            source: Source::Loopback,
             ..self
         }
     }
@@ -123,6 +134,7 @@ async fn by_address(call: &mut Call, refused: ProxyError) -> Result<Arc<Service>
                     service: Arc::clone(&found.service),
                     endpoint,
                     protocol: None,
+                    source: Source::Any,
                     foreign: false,
                 });
                 return Ok(found.service);
@@ -173,7 +185,11 @@ pub fn inbound(call: &mut Call) -> Result<(Arc<Service>, Arc<Route>), ProxyError
             None => Protocol::Http1,
         };
         let state = &call.worker.shared.live.app;
-        call.fixed = Some(Fixed::at(&app, original, state).speaking(protocol));
+        call.fixed = Some(
+            Fixed::at(&app, original, state)
+                .speaking(protocol)
+                .at_home(),
+        );
     }
     let route = Arc::clone(&app.routes[0]);
     Ok((app, route))
@@ -216,7 +232,8 @@ pub fn opaque(
     let original = connection.original;
     if connection.direction == Direction::Inbound {
         let service = app(worker, snapshot, original)?;
-        let fixed = original.map(|addr| Fixed::at(&service, addr, &worker.shared.live.app));
+        let fixed =
+            original.map(|addr| Fixed::at(&service, addr, &worker.shared.live.app).at_home());
         return Ok(Onward { service, fixed });
     }
     if !snapshot.configured() {
@@ -244,6 +261,7 @@ pub fn opaque(
             service: Arc::clone(&found.service),
             endpoint,
             protocol: None,
+            source: Source::Any,
             foreign: false,
         });
         return Ok(Onward {
@@ -273,7 +291,8 @@ pub fn pick(
         && Arc::ptr_eq(&fixed.service.state, &service.state)
     {
         let protocol = fixed.protocol.unwrap_or(set.protocol);
-        return Some(EndpointUse::start(service, &fixed.endpoint, protocol, now));
+        let endpoint = EndpointUse::start(service, &fixed.endpoint, protocol, now);
+        return Some(endpoint.from(fixed.source));
     }
     let view = service.candidates(&set);
     let at = |addr: &SocketAddr| {

@@ -162,7 +162,14 @@ async fn connect(
             refused = Refused::new(ErrorCode::LimitReached, "connection.maxPerEndpoint");
             continue;
         };
-        match connect::tcp(&worker.wheel, addr, params.connect_timeout).await {
+        match connect::tcp(
+            &worker.wheel,
+            addr,
+            endpoint.source(),
+            params.connect_timeout,
+        )
+        .await
+        {
             Ok(stream) => {
                 endpoint.connected(clock::now());
                 return Ok((stream, endpoint, open));

@@ -6,14 +6,14 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::clock;
 use crate::http::body::RequestBody;
@@ -42,7 +42,25 @@ pub struct Target {
     pub addr: SocketAddr,
     /// What to speak.
     pub protocol: Protocol,
+    /// Where to connect from.
+    pub source: Source,
 }
+
+/// The address that a connection leaves from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Source {
+    /// The kernel's choice.
+    #[default]
+    Any,
+    /// One on loopback, to an address of this host: to the application, where its callers found
+    /// it. The redirect rules leave it alone ([`crate::intercept`]); any other connection of ours
+    /// to such an address is for our own inbound listener, so without this one it would never
+    /// arrive.
+    Loopback,
+}
+
+/// Istio's, so that it is known by sight in lists of connections.
+const LOOPBACK_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 
 /// Why no connection came about. No byte of a request was sent.
 #[derive(Debug, thiserror::Error)]
@@ -91,9 +109,15 @@ pub enum ConnectError {
 pub async fn tcp(
     wheel: &Wheel,
     addr: SocketAddr,
+    source: Source,
     timeout: Duration,
 ) -> Result<TcpStream, ConnectError> {
-    let connecting = TcpStream::connect(addr);
+    let connecting = async {
+        match source {
+            Source::Any => TcpStream::connect(addr).await,
+            Source::Loopback => from_loopback(addr)?.connect(addr).await,
+        }
+    };
     let stream = if timeout.is_zero() {
         connecting.await
     } else {
@@ -110,6 +134,18 @@ pub async fn tcp(
     // already dead, which the first write reports better.
     let _ = stream.set_nodelay(true);
     Ok(stream)
+}
+
+fn from_loopback(addr: SocketAddr) -> io::Result<TcpSocket> {
+    let (socket, source) = match addr {
+        SocketAddr::V4(_) => (TcpSocket::new_v4()?, SocketAddr::from((LOOPBACK_V4, 0))),
+        SocketAddr::V6(_) => (
+            TcpSocket::new_v6()?,
+            SocketAddr::from((Ipv6Addr::LOCALHOST, 0)),
+        ),
+    };
+    socket.bind(source)?;
+    Ok(socket)
 }
 
 /// HTTP/2 with prior knowledge over `stream`. The second value follows the peer's
@@ -161,6 +197,27 @@ impl Limits {
         outrigger_core::http1::Limits {
             max_fields: self.max_headers,
             max_head_bytes: self.max_header_bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_application_is_reached_from_loopback() {
+        for (at, from) in [("127.0.0.1:0", "127.0.0.6"), ("[::1]:0", "::1")] {
+            let Ok(listener) = TcpListener::bind(at).await else {
+                continue; // A machine without IPv6.
+            };
+            let addr = listener.local_addr().unwrap();
+            let connecting = tcp(&Wheel::new(), addr, Source::Loopback, Duration::ZERO).await;
+            let (_, peer) = listener.accept().await.unwrap();
+            assert_eq!(peer.ip().to_string(), from);
+            assert_eq!(connecting.unwrap().local_addr().unwrap(), peer);
         }
     }
 }

@@ -11,7 +11,7 @@ use tracing::warn;
 use crate::clock;
 use crate::snapshot::Service;
 use crate::snapshot::live::{Endpoint, EndpointState};
-use crate::upstream::connect::Protocol;
+use crate::upstream::connect::{Protocol, Source};
 
 /// Counts an attempt against its endpoint until it is finished or dropped, so that load and
 /// health are right even when the caller leaves in the middle.
@@ -19,6 +19,7 @@ pub struct EndpointUse {
     service: Arc<Service>,
     addr: SocketAddr,
     protocol: Protocol,
+    source: Source,
     state: Arc<EndpointState>,
     started: Mono,
     head: Option<Mono>,
@@ -38,6 +39,7 @@ impl EndpointUse {
             service: Arc::clone(service),
             addr: endpoint.spec.addr,
             protocol,
+            source: Source::Any,
             state: Arc::clone(&endpoint.state),
             started: now,
             head: None,
@@ -53,6 +55,18 @@ impl EndpointUse {
     /// What the endpoint speaks.
     pub fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    /// The same, connected to from `source`.
+    #[must_use]
+    pub fn from(mut self, source: Source) -> Self {
+        self.source = source;
+        self
+    }
+
+    /// Where to connect from.
+    pub fn source(&self) -> Source {
+        self.source
     }
 
     /// What we know of the endpoint.

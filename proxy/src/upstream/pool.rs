@@ -19,6 +19,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
 use hyper::client::conn::http2;
 use outrigger_core::time::Mono;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::clock;
@@ -152,8 +153,7 @@ impl Pool {
                 }));
             }
             if let Some(slot) = Slot::take(self, params.max_per_endpoint.unwrap_or(usize::MAX)) {
-                let addr = self.target.addr;
-                let stream = connect::tcp(&pools.wheel, addr, params.connect_timeout).await?;
+                let stream = self.connect_tcp(pools, params).await?;
                 let connection = Http1 {
                     connection: client::Connection::new(stream, pools.limits.http1()),
                     since: clock::now(),
@@ -234,9 +234,8 @@ impl Pool {
         params: &Params,
         slot: Slot,
     ) -> Result<(), ConnectError> {
-        let addr = self.target.addr;
-        let stream = connect::tcp(&pools.wheel, addr, params.connect_timeout).await?;
-        let (sender, max_streams) = connect::http2(stream, addr, &pools.limits).await?;
+        let stream = self.connect_tcp(pools, params).await?;
+        let (sender, max_streams) = connect::http2(stream, self.target.addr, &pools.limits).await?;
         self.shared.borrow_mut().push(Rc::new(Http2 {
             sender: RefCell::new(sender),
             in_flight: Cell::new(0),
@@ -246,6 +245,11 @@ impl Pool {
             slot,
         }));
         Ok(())
+    }
+
+    async fn connect_tcp(&self, pools: &Pools, params: &Params) -> Result<TcpStream, ConnectError> {
+        let Target { addr, source, .. } = self.target;
+        connect::tcp(&pools.wheel, addr, source, params.connect_timeout).await
     }
 
     fn sweep(&self, now: Mono) {
