@@ -1,9 +1,12 @@
 """A gRPC server on grpcio, for the process tests.
 
+    grpc_server.py [HOST:PORT]
+
 Messages are plain bytes: the sidecars must not care what is in them, and so no code is generated.
-Prints the port that it listens on.
+Prints the port that it listens on; the default is one on loopback that is free.
 """
 
+import sys
 import threading
 import time
 from concurrent import futures
@@ -103,7 +106,7 @@ if __name__ == "__main__":
         handlers=[Handler()],
         options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
     )
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:0")
     server.start()
     print(f"listening on port {port}", flush=True)
     server.wait_for_termination()

@@ -51,6 +51,11 @@ impl Host {
         (left, right)
     }
 
+    /// Reaches `range` by way of another host.
+    pub(crate) fn route(&self, range: &str, via: &str) {
+        self.ip(&format!("route add {range} via {via}"));
+    }
+
     fn ip(&self, arguments: &str) {
         run(tool("ip")
             .args(["-netns", &self.name])
