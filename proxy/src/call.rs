@@ -370,19 +370,24 @@ impl Call {
     }
 
     fn tell_deadline(&self, fields: &mut HeaderMap, remaining: Duration) {
-        if self.grpc {
-            if self.caller_timeout.is_some() || self.direction == Direction::Outbound {
-                fields.insert(
-                    headers::GRPC_TIMEOUT,
-                    deadline::format_grpc_timeout(remaining),
-                );
+        let outbound = self.direction == Direction::Outbound;
+        let (name, mut value) = if self.grpc {
+            if !outbound && self.caller_timeout.is_none() {
+                return;
             }
-        } else if self.direction == Direction::Outbound && !self.is_foreign() {
-            fields.insert(
+            let value = deadline::format_grpc_timeout(remaining);
+            (headers::GRPC_TIMEOUT, value)
+        } else if outbound && !self.is_foreign() {
+            (
                 headers::DEADLINE_MS,
                 deadline::format_deadline_ms(remaining),
-            );
-        }
+            )
+        } else {
+            return;
+        };
+        // It never repeats, and would drive what does out of HPACK's table.
+        value.set_sensitive(true);
+        fields.insert(name, value);
     }
 
     /// The body in the form in which it can be sent as often as the route allows.

@@ -16,7 +16,10 @@ use crate::http1::wire;
 
 /// Pieces below this are copied together, as a copy this short costs less than a segment of
 /// its own.
-const COPY: usize = 16 * 1024;
+const COPY: usize = 4 * 1024;
+
+/// Copied pieces are written out when there is this much of them.
+const FULL: usize = 16 * 1024;
 
 /// How the end of a body is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,7 +168,7 @@ impl Sending {
     where
         B: Body<Data = Bytes, Error = BodyError> + Unpin,
     {
-        while !self.ended && self.data.is_empty() && self.tail.is_empty() && self.out.len() < COPY {
+        while !self.ended && self.data.is_empty() && self.tail.is_empty() && self.out.len() < FULL {
             match Pin::new(&mut *body).poll_frame(cx) {
                 Poll::Pending => return Ok(true),
                 Poll::Ready(None) => self.end(None)?,

@@ -20,10 +20,13 @@ use crate::http::body::RequestBody;
 use crate::wheel::Wheel;
 use crate::worker::LocalExecutor;
 
-/// Send window of one h2 stream and of a connection: enough for a few hundred Mbit/s at 20 ms
+/// What may be on its way to us unread, by h2 stream: enough for a few hundred Mbit/s at 20 ms
 /// without holding megabytes for a slow reader.
 pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
-pub(crate) const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// The same by upstream connection: room for every stream of a usual one (128), so that streams
+/// whose readers stand still stop no other. The h2 crate derives from it how many small frames
+/// may wait, too.
+const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
 
 /// The HTTP version spoken to an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -108,6 +108,11 @@ fn hop_by_hop(name: &HeaderName) -> Option<usize> {
 }
 
 fn strip_nominated(headers: &mut HeaderMap) {
+    // By far the most frequent; neither is anything but an option of the connection.
+    let plain = |value: &HeaderValue| value == "keep-alive" || value == "close";
+    if headers.get_all(CONNECTION).iter().all(plain) {
+        return;
+    }
     let may_go = |name: &HeaderName| {
         !PROTECTED.contains(name) && *name != TE && *name != TRAILER && !is_ours(name)
     };
