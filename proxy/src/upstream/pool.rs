@@ -47,6 +47,9 @@ pub struct Params {
 /// Connections per endpoint over all workers when `maxPerEndpoint` is not set: PRODUCT's default.
 const DEFAULT_H2_CONNECTIONS: usize = 8;
 
+/// How often a request that waits for a connection looks for what nobody tells it of.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
 /// All upstream connections of one worker.
 pub struct Pools {
     wheel: Wheel,
@@ -166,7 +169,16 @@ impl Pool {
                     reused: false,
                 }));
             }
-            self.changed.notified().await;
+            self.changed(&pools.wheel).await;
+        }
+    }
+
+    /// Waits for something to come free. Asked again now and then: the places of other workers
+    /// and a higher stream limit of the peer come free without a word.
+    async fn changed(&self, wheel: &Wheel) {
+        tokio::select! {
+            () = self.changed.notified() => {}
+            () = wheel.sleep_until(clock::now() + ASK_AGAIN) => {}
         }
     }
 
@@ -201,7 +213,7 @@ impl Pool {
                 }
             }
             let seen = self.flights.get();
-            self.changed.notified().await;
+            self.changed(&pools.wheel).await;
             if let Some((flight, reason)) = &*self.failed.borrow()
                 && *flight > seen
             {
