@@ -219,6 +219,36 @@ pub struct Onward {
     pub fixed: Option<Fixed>,
 }
 
+/// Where a CONNECT goes: to the service of its host, else where `outbound.unknown` lets it.
+///
+/// # Errors
+/// `config_missing`; `bad_request` without a port; those of [`unknown`].
+pub async fn tunnel(call: &mut Call) -> Result<Onward, ProxyError> {
+    match call.find_service() {
+        Ok(service) => {
+            return Ok(Onward {
+                service,
+                fixed: None,
+            });
+        }
+        Err(refused) if refused.code != ErrorCode::NoRoute => return Err(refused),
+        Err(_) => {}
+    }
+    let authority = call.authority().map(http::uri::Authority::as_str);
+    let Some((host, Some(port))) = authority.and_then(parse_authority) else {
+        let detail = "CONNECT needs a host and a port";
+        return Err(ProxyError::downstream(ErrorCode::BadRequest, detail));
+    };
+    let (worker, snapshot) = (&call.worker, &call.snapshot);
+    let addr = unknown::unknown_destination(worker, snapshot, &host, port).await?;
+    let service = unknown::passthrough(worker, snapshot, addr)?;
+    let fixed = Fixed::at(&service, addr, &worker.shared.live.passthrough).foreign();
+    Ok(Onward {
+        service,
+        fixed: Some(fixed),
+    })
+}
+
 /// Where a connection goes that is not HTTP.
 ///
 /// # Errors

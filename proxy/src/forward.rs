@@ -20,6 +20,7 @@ use outrigger_core::{headers, time::Mono};
 use crate::attempt::{self, Answer, Failure, Window};
 use crate::call::{Call, OutgoingBody, Payload};
 use crate::clock;
+use crate::connect;
 use crate::destination;
 use crate::error::ProxyError;
 use crate::http::body::{ResponseBody, Upload, UpstreamBody};
@@ -49,13 +50,14 @@ pub async fn serve(
 ) -> Response<ResponseBody> {
     let (parts, body) = request.into_parts();
     let mut call = Call::from_downstream(worker, connection, parts);
-    if call.parts.method == Method::CONNECT {
-        let detail = "CONNECT is not served on this listener";
-        return call.refuse(&ProxyError::downstream(ErrorCode::BadRequest, detail));
-    }
     if let Err(refused) = call.screen() {
         Payload::Downstream(body).discard();
         return call.refuse(&refused);
+    }
+    if call.parts.method == Method::CONNECT {
+        // Boxed: rare, and large.
+        let opened = Box::pin(connect::serve(&mut call)).await;
+        return opened.unwrap_or_else(|error| call.refuse(&error));
     }
     let answered = match connection.direction {
         Direction::Outbound => outbound(&mut call, body).await,
@@ -342,7 +344,8 @@ fn open_tunnel(
         let detail = "the upstream switched protocols where none can be switched";
         return call.refuse(&ProxyError::upstream(ErrorCode::UpstreamProtocol, detail));
     };
-    let tunnel = Tunnel::new(wire, place, call.observation.take(), route.timeouts.idle);
+    let idle = route.timeouts.idle;
+    let tunnel = Tunnel::new(wire, Box::new(place), call.observation.take(), idle);
     Response::from_parts(parts, ResponseBody::tunnel(tunnel))
 }
 

@@ -15,6 +15,7 @@ pub mod attempt;
 pub mod call;
 pub mod cli;
 pub mod clock;
+pub mod connect;
 pub mod destination;
 pub mod drain;
 pub mod error;

@@ -395,9 +395,14 @@ impl ResponseBody {
         Self::of(Inner::Tunnel(Box::new(tunnel)))
     }
 
+    /// Whether this answer opens a tunnel.
+    pub fn is_tunnel(&self) -> bool {
+        matches!(self.inner, Inner::Tunnel(_))
+    }
+
     /// Takes the tunnel that this answer opens, if it does.
     pub fn take_tunnel(&mut self) -> Option<Tunnel> {
-        if !matches!(self.inner, Inner::Tunnel(_)) {
+        if !self.is_tunnel() {
             return None;
         }
         match std::mem::replace(&mut self.inner, Inner::Full(None)) {

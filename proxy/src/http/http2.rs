@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::{Method, Request, Response, request};
+use http::{Method, Request, Response, StatusCode, request};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -31,7 +31,7 @@ use crate::http::streams::{Sent, Stream, StreamExecutor, Streams};
 use crate::http::switch::{self, Switch};
 use crate::listener::accept;
 use crate::telemetry::limits::WireLimit;
-use crate::upstream::connect::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::upstream::connect::STREAM_WINDOW;
 use crate::worker::Worker;
 
 /// Resets a peer may have pending before the connection ends (CVE-2023-44487).
@@ -40,6 +40,9 @@ const PENDING_RESETS: usize = 64;
 const ERROR_RESETS: usize = 1024;
 /// How long a peer may take to end an idle connection after it was told to.
 const GOODBYE: Duration = Duration::from_secs(5);
+
+/// What a peer may send unread by connection: room for 32 streams that are not being read.
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 
 /// Serves HTTP/2 with prior knowledge until the connection ends or drains.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connection>) {
@@ -98,13 +101,15 @@ fn service(
     }
 }
 
-/// Reads an extended CONNECT as the request that it stands for, and keeps hold of its stream.
+/// Reads an extended CONNECT as the request that it stands for, and keeps hold of the stream of
+/// any CONNECT.
 fn tunnel(worker: &Worker, head: &mut request::Parts) -> Option<OnUpgrade> {
     let stream = head.extensions.remove::<OnUpgrade>();
     let mut key = [0; 16];
     worker.rng().fill(&mut key);
-    let switch = Switch::of_http2(head, key)?;
-    head.extensions.insert(switch);
+    if let Some(switch) = Switch::of_http2(head, key) {
+        head.extensions.insert(switch);
+    }
     stream
 }
 
@@ -119,7 +124,9 @@ fn carry(
     let Some(tunnel) = body.take_tunnel() else {
         return Response::from_parts(head, body);
     };
-    switch::answer_http2(&mut head);
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        switch::answer_http2(&mut head);
+    }
     let worker = Rc::clone(worker);
     let open = request.outlasted();
     tokio::task::spawn_local(async move {
@@ -127,7 +134,8 @@ fn carry(
         let _open = open;
         // The stream comes when the answer's head has gone out; it may be reset before.
         if let Ok(stream) = stream.await {
-            tunnel.run(TokioIo::new(stream), &worker.wheel).await;
+            // Dropping a stream that broke off resets it.
+            let _ = tunnel.run(&mut TokioIo::new(stream), &worker.wheel).await;
         }
     });
     Response::from_parts(head, body)

@@ -141,6 +141,16 @@ impl Observation {
         });
     }
 
+    /// No rule is asked: a connection to `service` is passed through.
+    pub fn passed(&mut self, service: &Arc<Service>) {
+        self.note(|record| record.service = Some(Arc::clone(service)));
+    }
+
+    /// A tunnel is open.
+    pub fn opened(&mut self) {
+        self.note(|record| record.status = StatusCode::OK);
+    }
+
     /// The name of the rule that took the request.
     pub fn route_name(&self) -> Option<Arc<str>> {
         self.0
@@ -346,7 +356,10 @@ impl Record {
                 &[
                     ("direction", self.direction.as_str()),
                     ("route", ""),
-                    ("service", ""),
+                    (
+                        "service",
+                        self.service.as_ref().map_or("", |service| &service.name),
+                    ),
                     ("method", method_label(&self.method).1),
                     ("status", digits.format(self.status.as_u16())),
                     ("code", self.code.map_or("", ErrorCode::as_str)),

@@ -1,64 +1,81 @@
-//! What follows a switch of protocols: bytes both ways until both sides have ended.
+//! What follows a switch of protocols or a CONNECT: bytes both ways until both sides have ended.
 //!
-//! A tunnel is the body of the answer that opened it. It keeps the upstream connection's place in
-//! the pool's count and the request's observation, so that a WebSocket counts as in flight for as
-//! long as it lasts.
+//! A tunnel is the body of the answer that opened it. It keeps what the upstream connection counts
+//! against and the request's observation, so that a WebSocket counts as in flight for as long as it
+//! lasts.
 //!
 //! Stands on the life of a request.
 
+use std::any::Any;
+use std::cell::Cell;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::http::observe::{Ending, Observation};
 use crate::http1::wire::Wire;
-use crate::upstream::pool::Place;
+use crate::tcp::copy::{self, Ended, Idle, Side, Way};
 use crate::wheel::Wheel;
 
 /// The upstream's side of a tunnel.
 pub struct Tunnel {
     upstream: Wire,
-    /// Counts against `maxPerEndpoint` until the end.
-    _place: Place,
+    /// What the connection counts against, to be dropped at the end.
+    _held: Box<dyn Any>,
     observation: Observation,
     idle: Option<Duration>,
 }
 
 impl Tunnel {
-    /// A tunnel over what was an HTTP/1.1 connection. `idle` bounds the time in which nothing
-    /// moves either way.
+    /// A tunnel over `upstream`, during which `held` is kept. `idle` bounds the time in which
+    /// nothing moves either way.
     pub fn new(
         upstream: Wire,
-        place: Place,
+        held: Box<dyn Any>,
         observation: Observation,
         idle: Option<Duration>,
     ) -> Self {
         Self {
             upstream,
-            _place: place,
+            _held: held,
             observation,
             idle,
         }
     }
 
-    /// Carries bytes until both sides have ended.
+    /// Carries bytes until both sides have ended; true when one of them broke off, so that the
+    /// other should be reset instead of closed.
     ///
     /// # Cancel safety
     /// Dropping the future closes both sides.
-    pub async fn run<D>(mut self, mut downstream: D, wheel: &Wheel)
+    pub async fn run<D>(mut self, downstream: &mut D, wheel: &Wheel) -> bool
     where
         D: AsyncRead + AsyncWrite + Unpin,
     {
-        let _ = (self.idle, wheel);
-        let copied = tokio::io::copy_bidirectional(&mut downstream, &mut self.upstream).await;
-        let ending = match copied {
-            Ok((_, down)) => {
-                self.observation
-                    .bytes(usize::try_from(down).unwrap_or(usize::MAX));
-                Ending::Complete
+        let after = self.idle;
+        let received = Cell::new(0_u64);
+        let moved = |way, count| {
+            if way == Way::Received {
+                received.set(received.get() + count);
             }
-            Err(_) => Ending::DownstreamGone,
         };
-        self.observation.end(ending);
+        let none = Bytes::new;
+        let idle = Idle { wheel, after };
+        let upstream = &mut self.upstream;
+        let ended = copy::both_ways(downstream, none(), upstream, none(), idle, &moved).await;
+        let received = usize::try_from(received.get()).unwrap_or(usize::MAX);
+        self.observation.bytes(received);
+        self.observation.end(match ended {
+            Ended::Complete => Ending::Complete,
+            Ended::Idle => Ending::Idle,
+            Ended::Reset(Side::A) => Ending::DownstreamGone,
+            Ended::Reset(Side::B) => Ending::UpstreamReset,
+        });
+        let broken = matches!(ended, Ended::Reset(_));
+        if broken {
+            self.upstream.reset();
+        }
+        broken
     }
 }

@@ -80,7 +80,10 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: Rc<context::Conn
             let Connection { worker, shared, .. } = connection;
             // The request is over: nobody else holds the socket.
             if let Some(shared) = Rc::into_inner(shared) {
-                tunnel.run(shared.wire.into_inner(), &worker.wheel).await;
+                let mut wire = shared.wire.into_inner();
+                if tunnel.run(&mut wire, &worker.wheel).await {
+                    wire.reset();
+                }
             }
         }
         End::Broken(why) => debug!(%peer, why, "connection ended"),
@@ -477,6 +480,7 @@ struct Answer {
 
 fn lengths(status: &StatusCode, body: &ResponseBody, answer: &Answer) -> (Length, ResponseFraming) {
     let bodyless = answer.head_only
+        || body.is_tunnel()
         || status.is_informational()
         || matches!(*status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     if bodyless {

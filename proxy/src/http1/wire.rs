@@ -165,6 +165,12 @@ impl Wire {
         }
     }
 
+    /// Makes the end of the socket a reset: a proper end would tell the peer that it has all.
+    pub fn reset(&self) {
+        // A socket that refuses this is gone already.
+        let _ = self.stream.set_zero_linger();
+    }
+
     /// Ends the sending side.
     ///
     /// # Errors

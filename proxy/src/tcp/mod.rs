@@ -84,16 +84,31 @@ pub async fn serve(
 }
 
 /// A connection to an endpoint, with all that it counts against.
-struct Upstream {
+pub struct Upstream {
     stream: TcpStream,
+    held: Held,
+}
+
+impl Upstream {
+    /// The socket, and what must be kept as long as it is open.
+    pub fn into_parts(self) -> (TcpStream, Held) {
+        (self.stream, self.held)
+    }
+}
+
+/// What a connection counts against until this is dropped.
+pub struct Held {
     _endpoint: EndpointUse,
     _open: Open,
     _place: Place,
 }
 
-struct Refused {
-    code: ErrorCode,
-    detail: String,
+/// Why there is no connection.
+pub struct Refused {
+    /// As in metrics and logs.
+    pub code: ErrorCode,
+    /// One sentence for a person.
+    pub detail: String,
 }
 
 impl Refused {
@@ -116,21 +131,36 @@ async fn open(
         .map_err(|error| Refused::new(error.code, error.detail))?;
     drop(snapshot);
     record.routed(&onward.service);
+    dial(worker, &onward, &mut |addr| record.attempt(addr)).await
+}
+
+/// Connects to an endpoint; `tried` is told of each that is tried.
+///
+/// # Errors
+/// `limit_reached`, `no_endpoints`, `connect_failed`.
+///
+/// # Cancel safety
+/// Dropping the future closes a half-open socket and gives everything back.
+pub async fn dial(
+    worker: &Rc<Worker>,
+    onward: &Onward,
+    tried: &mut dyn FnMut(SocketAddr),
+) -> Result<Upstream, Refused> {
     let place = Place::take(&onward.service)
         .ok_or_else(|| Refused::new(ErrorCode::LimitReached, "limits.maxInFlight"))?;
-    let (stream, endpoint, open) = connect(worker, &onward, record).await?;
-    Ok(Upstream {
-        stream,
+    let (stream, endpoint, open) = connect(worker, onward, tried).await?;
+    let held = Held {
         _endpoint: endpoint,
         _open: open,
         _place: place,
-    })
+    };
+    Ok(Upstream { stream, held })
 }
 
 async fn connect(
     worker: &Rc<Worker>,
     onward: &Onward,
-    record: &mut Record,
+    attempted: &mut dyn FnMut(SocketAddr),
 ) -> Result<(TcpStream, EndpointUse, Open), Refused> {
     let service = &onward.service;
     let params = &service.connection;
@@ -148,7 +178,7 @@ async fn connect(
             break;
         }
         service.metrics.attempts.increment(1);
-        record.attempt(addr);
+        attempted(addr);
         if !tried.is_empty() {
             let labels = [("service", &*service.name), ("outcome", "retried")];
             let counter = worker

@@ -147,3 +147,87 @@ async fn an_upgrade_to_h2c_is_not_passed_on() {
         "{seen}"
     );
 }
+
+#[tokio::test]
+async fn a_connect_to_a_service_is_a_tunnel_to_one_of_its_endpoints() {
+    let (addr, heads) = upstream("welcome ").await;
+    let sidecar = Sidecar::start(service("chat", &[addr], "")).await;
+    let mut stream = TcpStream::connect(sidecar.outbound()).await.unwrap();
+    // What follows the head goes into the tunnel, whatever it looks like.
+    let ask = "CONNECT chat:80 HTTP/1.1\r\nHost: chat:80\r\n\r\nGET /raw HTTP/1.1\r\n\r\n";
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let head = read_head(&mut stream).await.to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 200 "), "{head}");
+    assert!(
+        !head.contains("content-length") && !head.contains("transfer-encoding"),
+        "{head}"
+    );
+    stream.write_all(b"hello").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(rest, "welcome HELLO");
+    let seen = heads.lock().unwrap().pop().unwrap();
+    assert_eq!(
+        seen, "GET /raw HTTP/1.1\r\n\r\n",
+        "not a byte of the CONNECT goes on"
+    );
+    let labels = [
+        ("service", "default/chat"),
+        ("method", "CONNECT"),
+        ("status", "200"),
+    ];
+    sidecar
+        .metric_until("the tunnel is counted", |now| {
+            now.sum("outrigger_requests_total", &labels) == 1.0
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_connect_over_http_2_is_a_tunnel_too() {
+    let (addr, _) = upstream("welcome ").await;
+    let sidecar = Sidecar::start(service("chat", &[addr], "")).await;
+    let stream = TcpStream::connect(sidecar.outbound()).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let mut request = Request::new(Empty::<Bytes>::new());
+    *request.method_mut() = Method::CONNECT;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = "chat:80".parse().unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    stream.write_all(b"a\r\n\r\nhello").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(rest, "welcome HELLO");
+}
+
+#[tokio::test]
+async fn a_connect_elsewhere_is_refused_with_a_code() {
+    let (addr, _) = upstream("").await;
+    let sidecar = Sidecar::start(service("chat", &[addr], "")).await;
+    for (target, status, code) in [
+        // Not even when `outbound.unknown` is Allow, as by default.
+        ("127.0.0.1:1", "404", "no_route"),
+        ("169.254.169.254:80", "404", "no_route"),
+    ] {
+        let mut stream = TcpStream::connect(sidecar.outbound()).await.unwrap();
+        let ask = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        let head = read_head(&mut stream).await;
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{target}: {head}"
+        );
+        assert!(
+            head.contains(&format!("outrigger-error: {code}")),
+            "{target}: {head}"
+        );
+    }
+}
