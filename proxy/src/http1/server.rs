@@ -81,7 +81,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: Rc<context::Conn
             // The request is over: nobody else holds the socket.
             if let Some(shared) = Rc::into_inner(shared) {
                 let mut wire = shared.wire.into_inner();
-                if tunnel.run(&mut wire, &worker.wheel).await {
+                if Box::pin(tunnel.run(&mut wire, &worker.wheel)).await {
                     wire.reset();
                 }
             }
@@ -162,7 +162,7 @@ impl Connection {
         loop {
             let head = match self.next_head(closing.as_mut(), due).await {
                 Next::Request(head) => head,
-                Next::Refused(malformed) => return self.refuse(&malformed).await,
+                Next::Refused(malformed) => return Box::pin(self.refuse(&malformed)).await,
                 Next::End(end) => return end,
             };
             let reusable = match self.exchange(head).await {

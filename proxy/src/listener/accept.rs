@@ -95,7 +95,8 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, dir
         return;
     };
     match told {
-        Detected::Http2 => http2::serve(worker, stream, connection).await,
+        // Boxed like the others: the task of an idle HTTP/1.1 connection is as small as it can be.
+        Detected::Http2 => Box::pin(http2::serve(worker, stream, connection)).await,
         // What is declared wins: whatever else it is, it is answered as broken HTTP.
         Detected::Http1 | Detected::Tls(_) | Detected::Opaque
             if declared.is_some() || told == Detected::Http1 =>
