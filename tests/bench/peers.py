@@ -169,7 +169,7 @@ def haproxy(directory, origins, options, second=None):
   option forwardfor
   default_backend {kind}
 backend {kind}
-  server a {server} pool-max-conn 10000
+  server a {server} pool-max-conn 10000 pool-purge-delay 300s
 """
         for kind, server in servers.items()
     )

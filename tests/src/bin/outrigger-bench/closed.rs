@@ -32,7 +32,8 @@ impl Work {
     }
 }
 
-/// Over kept connections: `ready` says that all are open and were used once.
+/// Over kept connections: `ready` says that all are open and were used once, together, so that the
+/// proxy has as many connections to the service.
 pub(crate) async fn run(
     target: &Target,
     requests: u64,
@@ -45,12 +46,18 @@ pub(crate) async fn run(
     let began;
     if target.protocol == Protocol::H1 {
         let request: Rc<[u8]> = http1::request(target, &target.path, false).into();
-        let quick = http1::request(target, "/small", false);
-        let mut open = Vec::with_capacity(connections);
+        let mut warming = JoinSet::new();
         for _ in 0..connections {
             let mut connection = http1::Connection::open(target).await?;
-            connection.exchange(&quick).await?;
-            open.push(connection);
+            let request = Rc::clone(&request);
+            warming.spawn_local(async move {
+                connection.exchange(&request).await?;
+                io::Result::Ok(connection)
+            });
+        }
+        let mut open = Vec::with_capacity(connections);
+        while let Some(warmed) = warming.join_next().await {
+            open.push(warmed.map_err(io::Error::other)??);
         }
         announce("ready")?;
         began = now();
