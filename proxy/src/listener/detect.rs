@@ -25,15 +25,17 @@ pub enum Detected {
     Opaque,
 }
 
-/// Peeks until the protocol is certain.
+/// Peeks until the protocol is certain. Whoever ends its side before that speaks none that we
+/// know.
 ///
 /// # Errors
-/// The socket's; `UnexpectedEof` when the peer closed before it said enough.
+/// The socket's; `UnexpectedEof` when the peer closed before it said anything.
 ///
 /// # Cancel safety
 /// No byte is consumed.
 pub async fn detect(stream: &TcpStream) -> io::Result<Detected> {
     let mut bytes = [0; PEEK];
+    let mut ended = false;
     loop {
         let length = peek(stream, &mut bytes).await?;
         match sniff(&bytes[..length]) {
@@ -42,8 +44,8 @@ pub async fn detect(stream: &TcpStream) -> io::Result<Detected> {
             Protocol::Opaque => return Ok(Detected::Opaque),
             // Boxed: the buffer for a hello is large, and few connections need it.
             Protocol::Tls => return Ok(Detected::Tls(Box::pin(hello(stream)).await?)),
-            Protocol::NeedMore if length == PEEK => return Ok(Detected::Opaque),
-            Protocol::NeedMore => await_more(stream),
+            Protocol::NeedMore if ended || length == PEEK => return Ok(Detected::Opaque),
+            Protocol::NeedMore => ended = await_more(stream).await?,
         }
     }
 }
@@ -51,13 +53,15 @@ pub async fn detect(stream: &TcpStream) -> io::Result<Detected> {
 /// The client's hello, once it is whole; none when it is broken.
 async fn hello(stream: &TcpStream) -> io::Result<Option<ClientHello>> {
     let mut bytes = vec![0; 2048];
+    let mut ended = false;
     loop {
         let length = peek(stream, &mut bytes).await?;
         match client_hello::parse(&bytes[..length]) {
             Hello::Complete(hello) => return Ok(Some(hello)),
             Hello::Malformed => return Ok(None),
             Hello::NeedMore if length == bytes.len() => bytes.resize(client_hello::LONGEST, 0),
-            Hello::NeedMore => await_more(stream),
+            Hello::NeedMore if ended => return Ok(None),
+            Hello::NeedMore => ended = await_more(stream).await?,
         }
     }
 }
@@ -69,12 +73,17 @@ async fn peek(stream: &TcpStream, bytes: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// Lets the next peek wait for bytes that are not there yet. Without this the socket stays
-/// readable for those that are. The kernel tells of every arrival (edge-triggered), and nothing
-/// is awaited between the peek and this, so none is missed.
-fn await_more(stream: &TcpStream) {
+/// Waits for bytes beyond those that are there; true when the next peek sees the last of them.
+///
+/// Without forgetting that the socket is readable it would stay so for the bytes that are there.
+/// The kernel tells of every arrival (edge-triggered), and nothing is awaited between the peek and
+/// this, so none is missed. An end is never forgotten: who waited for more after it would be told
+/// at once, again and again.
+async fn await_more(stream: &TcpStream) -> io::Result<bool> {
     let seen: io::Result<()> = Err(io::ErrorKind::WouldBlock.into());
     let _ = stream.try_io(Interest::READABLE, || seen);
+    let ready = stream.ready(Interest::READABLE).await?;
+    Ok(ready.is_read_closed())
 }
 
 #[cfg(test)]
@@ -147,6 +156,28 @@ mod tests {
             detected.unwrap(),
             Detected::Tls(Some(ClientHello::default()))
         );
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_ends_too_early_is_not_waited_for() {
+        for (sent, expected) in [
+            (&b"P"[..], Detected::Opaque),
+            (b"PRI * HTTP/2", Detected::Opaque),
+            (b"GET / HTTP/1.1\r\n", Detected::Http1),
+            (b"\x16\x03\x01\x02\x00\x01", Detected::Tls(None)),
+        ] {
+            let (mut client, server) = pair().await;
+            client.write_all(sent).await.unwrap();
+            let ending = async {
+                // The first bytes have been looked at by now.
+                tokio::task::yield_now().await;
+                client.shutdown().await.unwrap();
+            };
+            let within = std::time::Duration::from_secs(5);
+            let detecting = tokio::time::timeout(within, detect(&server));
+            let (detected, ()) = tokio::join!(detecting, ending);
+            assert_eq!(detected.expect("no waiting").unwrap(), expected);
+        }
     }
 
     #[tokio::test]
