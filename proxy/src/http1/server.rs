@@ -11,7 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -132,6 +132,15 @@ struct Reading {
     /// The peer waits for `100 Continue`.
     owed: Option<Sending>,
     failed: bool,
+    /// Who waits for more of the body. The socket knows one task only, and that may be another by
+    /// the time nothing more comes: an h2 upstream reads the body in a task of its own.
+    reader: Option<Waker>,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.give_up();
+    }
 }
 
 impl Reading {
@@ -142,6 +151,15 @@ impl Reading {
             held: false,
             owed: None,
             failed: false,
+            reader: None,
+        }
+    }
+
+    /// Whoever still holds the body gets nothing more of it.
+    fn give_up(&mut self) {
+        self.number += 1;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
         }
     }
 }
@@ -318,7 +336,7 @@ impl Connection {
             Sending::new(line, Length::Empty)
         });
         RequestStream {
-            shared: (!ended).then(|| Rc::clone(&self.shared)),
+            shared: (!ended).then(|| Rc::downgrade(&self.shared)),
             number: reading.number,
             left,
         }
@@ -391,6 +409,10 @@ impl Connection {
         })
         .await;
         if let Err(why) = sent {
+            if length == Length::UntilClose {
+                // A proper end would make a whole answer of it.
+                self.shared.wire.borrow().reset();
+            }
             return Err(End::Broken(why));
         }
         if let Some(tunnel) = body.take_tunnel() {
@@ -429,8 +451,7 @@ impl Connection {
 
     /// Closes so that the last answer arrives.
     async fn linger(&mut self) -> End {
-        // Whoever still holds the request's body gets nothing more of it.
-        self.shared.reading.borrow_mut().number += 1;
+        self.shared.reading.borrow_mut().give_up();
         let mut left = LINGER_BYTES;
         let mut shut = false;
         let due = clock::now() + LINGER;
@@ -528,12 +549,17 @@ impl Shared {
     /// Ready when the peer has left while its request is served. `half_close`: it may have ended
     /// its side only, as it said that nothing more follows.
     fn poll_gone(&self, cx: &mut Context<'_>, half_close: bool) -> Poll<()> {
-        if self.reading.borrow().held {
+        let reading = self.reading.borrow();
+        if reading.held {
             // The body reads, and notices.
             self.waiting.set(Some(cx.waker().clone()));
             return Poll::Pending;
         }
         let wire = &mut *self.wire.borrow_mut();
+        if wire.eof() && (reading.failed || !half_close) {
+            // The body met the end first.
+            return Poll::Ready(());
+        }
         while wire.buf.len() < READ_AHEAD && !wire.eof() {
             match ready!(wire.poll_fill(cx)) {
                 Ok(0) | Err(_) => {}
@@ -586,10 +612,14 @@ impl Shared {
                 }
                 Err(malformed) => break WireError::from(malformed),
             }
-            match ready!(wire.poll_fill(cx)) {
-                Ok(0) => break WireError::Truncated,
-                Ok(_) => {}
-                Err(error) => break error.into(),
+            match wire.poll_fill(cx) {
+                Poll::Pending => {
+                    reading.reader = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(0)) => break WireError::Truncated,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => break error.into(),
             }
         };
         reading.failed = true;
@@ -599,8 +629,8 @@ impl Shared {
 
 /// The body of a request as it arrives.
 pub struct RequestStream {
-    /// None once it has ended.
-    shared: Option<Rc<Shared>>,
+    /// None once it has ended. Weak, so that a body that nobody finishes does not hold the socket.
+    shared: Option<Weak<Shared>>,
     number: u64,
     left: Option<u64>,
 }
@@ -625,8 +655,13 @@ impl RequestStream {
         let Some(shared) = &self.shared else {
             return Poll::Ready(None);
         };
-        let item = ready!(shared.poll_item(cx, self.number));
-        let ended = shared.reading.borrow().decoder.is_ended();
+        let (item, ended) = match shared.upgrade() {
+            Some(shared) => {
+                let item = ready!(shared.poll_item(cx, self.number));
+                (item, shared.reading.borrow().decoder.is_ended())
+            }
+            None => (Err(WireError::Closed), true),
+        };
         if ended || item.is_err() {
             self.end();
         }
@@ -642,7 +677,7 @@ impl RequestStream {
     }
 
     fn end(&mut self) {
-        if let Some(shared) = self.shared.take() {
+        if let Some(shared) = self.shared.take().and_then(|shared| shared.upgrade()) {
             shared.let_go(self.number);
         }
     }

@@ -11,3 +11,4 @@ mod screen;
 mod sharing;
 mod switch;
 mod timeouts;
+mod uploads;
