@@ -23,6 +23,7 @@ use crate::clock;
 use crate::http::incoming::{Incoming, PeerError};
 use crate::http::observe::{Ending, Observation};
 use crate::http::tunnel::Tunnel;
+use crate::http1::client::Uploading;
 use crate::upstream::pool::Lease;
 use crate::wheel::Sleep;
 
@@ -416,6 +417,14 @@ impl ResponseBody {
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
         if let Inner::Upstream(body) = &mut self.inner {
             body.incoming.poll_upload(cx);
+        }
+    }
+
+    /// What [`ResponseBody::poll_upload`] would move on, for who cannot reach the body.
+    pub fn uploading(&self) -> Option<Uploading> {
+        match &self.inner {
+            Inner::Upstream(body) => body.incoming.uploading(),
+            Inner::Full(_) | Inner::Grpc { .. } | Inner::Tunnel(_) => None,
         }
     }
 

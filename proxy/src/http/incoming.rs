@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use outrigger_core::headers::{StripPolicy, strip_outrigger};
 
-use crate::http1::client::ResponseStream;
+use crate::http1::client::{ResponseStream, Uploading};
 use crate::http1::server::RequestStream;
 use crate::http1::wire::WireError;
 
@@ -59,6 +59,14 @@ impl Incoming {
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
         if let Self::Http1Response(stream) = self {
             stream.poll_upload(cx);
+        }
+    }
+
+    /// What [`Incoming::poll_upload`] would move on, if there is any.
+    pub fn uploading(&self) -> Option<Uploading> {
+        match self {
+            Self::Http1Response(stream) => stream.uploading(),
+            Self::Http1Request(_) | Self::Http2(_) => None,
         }
     }
 }

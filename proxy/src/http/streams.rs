@@ -18,6 +18,7 @@ use outrigger_core::time::Mono;
 
 use crate::clock;
 use crate::http::body::{BodyError, ResponseBody};
+use crate::http1::client::Uploading;
 use crate::telemetry::limits::WireLimit;
 use crate::wheel::Sleep;
 use crate::worker::Worker;
@@ -53,6 +54,8 @@ pub struct Streams {
     begun: Cell<u32>,
     abandoned: Cell<u32>,
     touched: Cell<Touched>,
+    /// Of the answer that has just begun, for the task of its stream.
+    uploading: Cell<Option<Uploading>>,
 }
 
 impl Streams {
@@ -65,6 +68,7 @@ impl Streams {
             begun: Cell::new(0),
             abandoned: Cell::new(0),
             touched: Cell::new(Touched::No),
+            uploading: Cell::new(None),
         })
     }
 
@@ -120,6 +124,7 @@ impl Stream {
         self.answered = body.is_end_stream();
         if !self.answered {
             self.streams.touched.set(Touched::Gave);
+            self.streams.uploading.set(body.uploading());
         }
         Sent {
             body,
@@ -188,6 +193,9 @@ impl Body for Sent {
 
 /// Runs hyper's tasks for the streams of one connection on its worker, and drops the one whose
 /// peer takes nothing of an answer for `wire.sendTimeout`: that resets its stream.
+///
+/// hyper asks an answer for more only when there is window for it. A request body that is still
+/// going up beside it must not wait for that: its caller may read nothing before it has sent all.
 #[derive(Clone)]
 pub struct StreamExecutor(pub Rc<Streams>);
 
@@ -201,10 +209,18 @@ where
         tokio::task::spawn_local(async move {
             let mut task = pin!(future);
             let mut timer: Option<Sleep> = None;
+            let mut uploading: Option<Uploading> = None;
             std::future::poll_fn(|cx| {
                 streams.touched.set(Touched::No);
                 if task.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(());
+                }
+                uploading = streams.uploading.take().or(uploading.take());
+                if uploading
+                    .as_ref()
+                    .is_some_and(|body| body.poll(cx).is_ready())
+                {
+                    uploading = None;
                 }
                 match streams.touched.get() {
                     Touched::No => {}

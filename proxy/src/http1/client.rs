@@ -8,7 +8,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -75,7 +75,7 @@ impl Connection {
     /// Whether it can take a request now: the peer has neither closed meanwhile nor sent anything
     /// unasked.
     pub fn is_ready(&self) -> bool {
-        let inner = &mut *self.inner.borrow_mut();
+        let inner = self.inner.borrow();
         inner.is_reusable() && inner.wire.is_quiet()
     }
 
@@ -272,11 +272,16 @@ impl Inner {
         }
     }
 
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Item, WireError>> {
-        // What becomes of the upload now shows in the response, or does not matter any more.
+    /// Moves the request on beside the response: what becomes of it now shows in the response, or
+    /// does not matter any more.
+    fn poll_beside(&mut self, cx: &mut Context<'_>) {
         if self.poll_upload(cx).is_ready() && !matches!(self.upload, Upload::Done) {
             self.upload = Upload::Broken;
         }
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Item, WireError>> {
+        self.poll_beside(cx);
         loop {
             match self.response.decode(&mut self.wire.buf)? {
                 Item::More => self.wire.rest(),
@@ -358,10 +363,34 @@ impl ResponseStream {
     /// Moves a request body on while the response waits for its reader.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
         if let Some(connection) = &self.connection {
-            let inner = &mut *connection.inner.borrow_mut();
-            if inner.poll_upload(cx).is_ready() && !matches!(inner.upload, Upload::Done) {
-                inner.upload = Upload::Broken;
-            }
+            connection.inner.borrow_mut().poll_beside(cx);
+        }
+    }
+
+    /// The request body that is still going up, for a task that polls the response only when
+    /// there is room for more of it.
+    pub fn uploading(&self) -> Option<Uploading> {
+        let connection = self.connection.as_ref()?;
+        let going = matches!(connection.inner.borrow().upload, Upload::Going(_));
+        going.then(|| Uploading(Rc::downgrade(connection)))
+    }
+}
+
+/// See [`ResponseStream::uploading`].
+pub struct Uploading(Weak<Connection>);
+
+impl Uploading {
+    /// Moves the body on; ready when there is nothing more to do. To be polled by the task that
+    /// polls the response: a socket knows one task only.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(connection) = self.0.upgrade() else {
+            return Poll::Ready(());
+        };
+        let inner = &mut *connection.inner.borrow_mut();
+        inner.poll_beside(cx);
+        match inner.upload {
+            Upload::Going(_) => Poll::Pending,
+            Upload::Done | Upload::Broken => Poll::Ready(()),
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use outrigger_tests::client;
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use outrigger_tests::client::{self, Ask, Client};
 use outrigger_tests::frames::{DATA, RST_STREAM, SETTINGS, answered, frame, read};
 use outrigger_tests::mesh::{Sidecar, service, service_h2};
 use outrigger_tests::until_true;
@@ -117,4 +119,39 @@ async fn an_upload_that_an_h2_upstream_wants_no_more_is_ended_with_its_connectio
     tokio::time::timeout(std::time::Duration::from_secs(5), refused)
         .await
         .expect("the socket is closed");
+}
+
+#[tokio::test]
+async fn an_upload_over_h2_does_not_wait_for_its_caller_to_read_the_answer() {
+    const EARLY: usize = 400_000;
+    const SENT: usize = 4_000_000;
+    let upstream = Raw::start(|mut stream| async move {
+        head(&mut stream).await;
+        let start = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", EARLY + 4);
+        let _ = stream.write_all(start.as_bytes()).await;
+        let _ = stream.write_all(&vec![b'.'; EARLY]).await;
+        let mut sent = vec![0; SENT];
+        if stream.read_exact(&mut sent).await.is_ok() {
+            let _ = stream.write_all(b"done").await;
+        }
+    })
+    .await;
+    let sidecar = Sidecar::start(service("orders", &[upstream.addr], "")).await;
+    let mut caller = Client::h2(sidecar.outbound()).await;
+    let (ask, pieces) = Ask::new("POST", "orders", "/").streamed();
+    let length = SENT.to_string();
+    let answer = caller.open(ask.header("content-length", &length)).await;
+    let mut sent = 0;
+    while sent < SENT {
+        let piece = Bytes::from(vec![b'x'; 16_000]);
+        sent += piece.len();
+        let sending = pieces.send(piece);
+        tokio::time::timeout(std::time::Duration::from_secs(5), sending)
+            .await
+            .expect("the upload moves")
+            .expect("taken");
+    }
+    drop(pieces);
+    let body = answer.unwrap().into_body().collect().await.unwrap();
+    assert!(body.to_bytes().ends_with(b"done"));
 }
