@@ -89,6 +89,23 @@ enum Problem {
          PATH, /usr/sbin, /sbin and /usr/local/sbin)"
     )]
     NoBackend,
+    #[error(
+        "{program} cannot read table nat: it holds rules that only nft can write (nft list table \
+         {table}); use --backend nft"
+    )]
+    Incompatible {
+        program: String,
+        table: &'static str,
+    },
+    #[error(
+        "{program} cannot read table nat any more, for it holds rules that only nft can write; \
+         ours are in it: take the chains OUTRIGGER_INBOUND and OUTRIGGER_OUTBOUND and the jumps \
+         to them away by hand (nft -a list table {table})"
+    )]
+    Locked {
+        program: String,
+        table: &'static str,
+    },
     #[error("{path} cannot be read: {source}")]
     Unreadable { path: String, source: io::Error },
     #[error("{command} cannot be run: {source}")]
@@ -253,7 +270,16 @@ impl Tools {
         family: Family,
         done: &mut Vec<String>,
     ) -> Result<(), Problem> {
-        let found = self.found(backend, family)?;
+        let found = match self.found(backend, family) {
+            Err(Problem::Incompatible { program, table }) => {
+                return if self.locked(family) {
+                    Err(Problem::Locked { program, table })
+                } else {
+                    Ok(())
+                };
+            }
+            found => found?,
+        };
         if found.nothing() {
             return Ok(());
         }
@@ -290,10 +316,23 @@ impl Tools {
                 .run("nft", &["list", "table", "inet", "outrigger"], "")
                 .is_ok();
         }
-        [Family::V4, Family::V6].into_iter().any(|family| {
-            let found = self.found(backend, family);
-            found.is_ok_and(|found| !found.nothing())
-        })
+        [Family::V4, Family::V6]
+            .into_iter()
+            .any(|family| match self.found(backend, family) {
+                Err(Problem::Incompatible { .. }) => self.locked(family),
+                found => found.is_ok_and(|found| !found.nothing()),
+            })
+    }
+
+    /// Whether a table that `iptables-nft` cannot read holds rules of ours.
+    fn locked(&self, family: Family) -> bool {
+        let table = nft::nat_table(family).split(' ');
+        let arguments: Vec<&str> = ["list", "chain"]
+            .into_iter()
+            .chain(table)
+            .chain([iptables::OUTBOUND])
+            .collect();
+        self.run("nft", &arguments, "").is_ok()
     }
 
     /// What is in the `nat` table.
@@ -302,7 +341,13 @@ impl Tools {
             return Ok(Found::default());
         }
         let program = format!("{}-save", backend.prefix(family));
-        Ok(Found::read(&self.run(&program, &["-t", "nat"], "")?))
+        let saved = self.run(&program, &["-t", "nat"], "")?;
+        // It succeeds all the same, and `-restore` adds rules that nobody finds again.
+        if saved.contains("is incompatible, use 'nft' tool") {
+            let table = nft::nat_table(family);
+            return Err(Problem::Incompatible { program, table });
+        }
+        Ok(Found::read(&saved))
     }
 
     fn has(&self, backend: Backend, family: Family) -> bool {

@@ -12,7 +12,7 @@ use super::{Chain, Family, Match, Ports, Rule, Verdict};
 /// Connections to this host.
 const INBOUND: &str = "OUTRIGGER_INBOUND";
 /// Connections that a process of this host opens.
-const OUTBOUND: &str = "OUTRIGGER_OUTBOUND";
+pub const OUTBOUND: &str = "OUTRIGGER_OUTBOUND";
 /// The kernel's chain and ours that it jumps to.
 const JUMPS: [(&str, &str); 2] = [("PREROUTING", INBOUND), ("OUTPUT", OUTBOUND)];
 

@@ -8,6 +8,14 @@ use super::{Chain, Cidr, Family, Match, Ports, Rule, Verdict};
 /// younger (Linux 6.3) than the kernels in use.
 pub const REMOVE: &str = "add table inet outrigger\ndelete table inet outrigger\n";
 
+/// The table that `iptables-nft` writes to.
+pub fn nat_table(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip nat",
+        Family::V6 => "ip6 nat",
+    }
+}
+
 /// The script that puts `rules` in place of whatever the table held.
 pub fn script(rules: &[Rule], ipv6: bool) -> String {
     let only = if ipv6 { "" } else { "meta nfproto ipv4 " };

@@ -225,6 +225,40 @@ fn another_backend_takes_the_place_of_the_last() {
     assert_eq!(host.all_rules(), before);
 }
 
+/// What only nft can write makes `iptables-nft` blind to the table it is in.
+#[test]
+fn a_table_that_iptables_cannot_read_is_left_alone() {
+    let host = Host::new();
+    let foreign = || {
+        let rules = "add table ip nat; \
+                     add chain ip nat OUTPUT { type nat hook output priority -100; }; \
+                     add rule ip nat OUTPUT fib daddr type local counter accept";
+        run(host.moved(&tool("nft")).arg(rules));
+    };
+    foreign();
+    let before = host.all_rules();
+    let refused = host.intercept("--apply --backend iptables-nft");
+    assert_eq!(refused.status.code(), Some(2), "{}", printed(&refused));
+    let said = printed(&refused);
+    assert!(said.contains("cannot read table nat"), "{said}");
+    assert!(said.contains("nothing was changed"), "{said}");
+    assert_eq!(host.all_rules(), before);
+
+    succeeds(&host.intercept("--apply"));
+    succeeds(&host.intercept("--remove"));
+    assert_eq!(host.all_rules(), before);
+
+    // Come later, they shut our own rules in.
+    run(host
+        .moved(&tool("nft"))
+        .args(["delete", "table", "ip", "nat"]));
+    succeeds(&host.intercept("--apply --backend iptables-nft"));
+    foreign();
+    let stuck = host.intercept("--remove");
+    assert_eq!(stuck.status.code(), Some(2), "{}", printed(&stuck));
+    assert!(printed(&stuck).contains("by hand"), "{}", printed(&stuck));
+}
+
 #[test]
 fn what_is_printed_is_what_is_applied() {
     for backend in ["nft", "iptables-nft", "iptables-legacy"] {
