@@ -40,7 +40,11 @@ pub async fn serve(worker: Rc<Worker>, listener: TcpListener, direction: Directi
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => admit(&worker, stream, peer, direction),
+            Ok((stream, peer)) => {
+                // A listener of both families sees IPv4 peers as IPv6 ones.
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                admit(&worker, stream, peer, direction);
+            }
             Err(error) if transient(&error) => debug!(%error, "connection gone before accept"),
             Err(error) => {
                 warn!(%error, direction = direction.as_str(), "accept failed");
@@ -66,7 +70,7 @@ fn admit(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, direction: Di
     let max = shared.wire.max_connections;
     if max > 0 && inbound + outbound > max {
         shared.refusals.count(WireLimit::Connections);
-        warn!(max, %peer, "connection refused: wire.maxConnections reached");
+        debug!(max, %peer, "connection refused: wire.maxConnections reached");
         return;
     }
     // See `connect::tcp`: a socket that refuses this is dead already.
