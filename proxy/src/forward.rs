@@ -79,7 +79,9 @@ async fn outbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBo
             return Err(refused);
         }
     };
-    let skipped = match queueing::accept::decide(call, &route, &payload)? {
+    let plan = queueing::accept::decide(call, &route, &payload)
+        .inspect_err(|_| call.observation.routed(&service, &route))?;
+    let skipped = match plan {
         queueing::accept::Plan::Synchronous { skipped } => skipped,
         queueing::accept::Plan::Enqueue(plan) => {
             match queueing::accept::enqueue(call, &service, &route, *plan, payload).await? {

@@ -113,6 +113,9 @@ async fn what_cannot_wait_is_refused_where_everything_must() {
         sidecar.call(ask).await.assert_error(status, code);
     }
     assert_eq!(upstream.hits(), 0);
+    let scrape = sidecar.metrics().await;
+    let nowhere = [("code", "request_too_large"), ("route", "")];
+    assert_eq!(scrape.sum("outrigger_requests_total", &nowhere), 0.0);
     // Asked or not, the rest becomes a message.
     let unasked = sidecar.call(post("x")).await;
     assert_eq!(
