@@ -649,6 +649,21 @@ fn check_proxy(proxy: &ProxyBootstrap, findings: &mut Findings<'_>) {
             "neither outbound nor inbound: there is nothing to serve",
         );
     }
+    if let Some(app) = proxy.app {
+        let mut listeners = listen.inbound().into_iter().chain(listen.outbound());
+        if let Some(listener) = listeners.find(|listener| leads_to(app, *listener)) {
+            let message = format!("{app} is the sidecar's own listener {listener}, not the app's");
+            findings.error("E404", "app", message);
+        }
+    }
+}
+
+/// Whether connections to `addr` arrive at `listener`, on any machine.
+fn leads_to(addr: SocketAddr, listener: SocketAddr) -> bool {
+    let (ip, there) = (addr.ip().to_canonical(), listener.ip().to_canonical());
+    addr.port() == listener.port()
+        && addr.port() != 0
+        && (ip == there || ip.is_loopback() && there.is_unspecified())
 }
 
 fn check_control_plane(bootstrap: &ControlPlaneBootstrap, findings: &mut Findings<'_>) {

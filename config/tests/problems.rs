@@ -692,6 +692,13 @@ fn bootstrap_problems() {
         &["3 @admin listen.admin: 127.0.0.1:1 is already that of listen.outbound"],
     );
     proxy(
+        "workload: {name: a}\nmesh: a\napp: 127.0.0.1:15006",
+        "E404",
+        &[
+            "3 @127.0.0.1 app: 127.0.0.1:15006 is the sidecar's own listener 0.0.0.0:15006, not the app's",
+        ],
+    );
+    proxy(
         "workload: {name: a}\nmesh: a\nlisten: {outbound: [here]}",
         "E106",
         &[
