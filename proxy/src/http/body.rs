@@ -519,6 +519,9 @@ pub struct UpstreamBody {
     /// The timer, and how long nothing may move.
     idle: Option<(Sleep, Duration)>,
     last: Mono,
+    /// Nothing has come since it was first asked for: what the downstream takes its time for is
+    /// no silence of the upstream's.
+    waiting: bool,
     upload: Rc<Upload>,
 }
 
@@ -541,6 +544,7 @@ impl UpstreamBody {
             observation,
             idle,
             last,
+            waiting: true,
             upload,
         };
         if body.peeked.is_none() && body.incoming.is_end_stream() {
@@ -572,6 +576,7 @@ impl UpstreamBody {
             Poll::Pending => self.poll_idle(cx),
             Poll::Ready(Some(Ok(frame))) => {
                 self.last = clock::now();
+                self.waiting = false;
                 if let Some(data) = frame.data_ref() {
                     self.observation.bytes(data.len());
                 } else if let Some(trailers) = frame.trailers_ref() {
@@ -597,6 +602,9 @@ impl UpstreamBody {
         let Some((timer, limit)) = &mut self.idle else {
             return Poll::Pending;
         };
+        if !self.waiting {
+            (self.waiting, self.last) = (true, clock::now());
+        }
         while Pin::new(&mut *timer).poll(cx).is_ready() {
             let due = self.last.max(self.upload.last_progress()) + *limit;
             if clock::now() >= due {

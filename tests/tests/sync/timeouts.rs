@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use outrigger_tests::client::{Ask, Client};
 use outrigger_tests::mesh::{Sidecar, route, service, service_h2};
 use outrigger_tests::until_true;
-use outrigger_tests::upstream::{Reply, Upstream};
+use outrigger_tests::upstream::{Raw, Reply, Upstream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
 #[tokio::test]
@@ -222,4 +224,35 @@ async fn an_unused_http_2_connection_is_not_taken_for_an_unfinished_head() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     assert_eq!(client.call(Ask::get("orders", "/")).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_its_time_makes_no_idle_upstream() {
+    // Under the caller's window of 65,535, over it, and one that waits for it.
+    const PIECES: [usize; 3] = [60_000, 16_000, 1_000];
+    let upstream = Raw::start(|mut stream| async move {
+        let mut head = [0; 16 * 1024];
+        let _ = stream.read(&mut head).await;
+        let start = format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n",
+            PIECES.iter().sum::<usize>() + 4
+        );
+        let _ = stream.write_all(start.as_bytes()).await;
+        for piece in PIECES {
+            let _ = stream.write_all(&vec![b'.'; piece]).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(1_000)).await;
+        let _ = stream.write_all(b"done").await;
+    })
+    .await;
+    let yaml =
+        service("orders", &[upstream.addr], "") + &route("orders", &["{timeouts: {idle: 600ms}}"]);
+    let sidecar = Sidecar::start(yaml).await;
+    let mut caller = Client::h2(sidecar.outbound()).await;
+    let answer = caller.open(Ask::get("orders", "/")).await.unwrap();
+    // Longer than the limit; then the rest comes within it.
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    let body = answer.into_body().collect().await.expect("the whole body");
+    assert!(body.to_bytes().ends_with(b"done"));
 }
