@@ -144,7 +144,9 @@ impl Worker {
     }
 }
 
-/// Runs hyper's tasks on the worker that owns the connection.
+/// Runs hyper's tasks on the worker that owns the connection. Boxed: hyper hands over futures of
+/// one type for whole connections and for single streams, and a task moves what it holds several
+/// times.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalExecutor;
 
@@ -154,6 +156,6 @@ where
     F::Output: 'static,
 {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        tokio::task::spawn_local(Box::pin(future));
     }
 }

@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -206,8 +206,9 @@ where
 {
     fn execute(&self, future: F) {
         let streams = Rc::clone(&self.0);
+        // A task moves what it holds several times.
+        let mut task = Box::pin(future);
         tokio::task::spawn_local(async move {
-            let mut task = pin!(future);
             let mut timer: Option<Sleep> = None;
             let mut uploading: Option<Uploading> = None;
             std::future::poll_fn(|cx| {
