@@ -10,6 +10,7 @@ use outrigger_core::headers::{StripPolicy, strip_outrigger};
 use crate::http1::client::{ResponseStream, Uploading};
 use crate::http1::server::RequestStream;
 use crate::http1::wire::WireError;
+use crate::upstream::http2;
 
 /// Why a peer's message did not come whole.
 #[derive(Debug, thiserror::Error)]
@@ -17,9 +18,15 @@ pub enum PeerError {
     /// Over HTTP/1.1.
     #[error(transparent)]
     Http1(#[from] WireError),
-    /// Over HTTP/2.
+    /// A caller, over HTTP/2.
     #[error(transparent)]
     Http2(#[from] hyper::Error),
+    /// An upstream, over HTTP/2.
+    #[error(transparent)]
+    H2(#[from] h2::Error),
+    /// The body of the request broke off while it was sent on.
+    #[error("the request body broke off")]
+    RequestBroken,
 }
 
 impl PeerError {
@@ -28,6 +35,9 @@ impl PeerError {
         match self {
             Self::Http1(error) => error.is_malformed(),
             Self::Http2(error) => is_malformed_http2(error),
+            // It was us who ended the stream or connection, for what the peer had sent.
+            Self::H2(error) => error.is_library() && error.reason().is_some(),
+            Self::RequestBroken => false,
         }
     }
 }
@@ -50,15 +60,19 @@ pub enum Incoming {
     Http1Request(RequestStream),
     /// A response over HTTP/1.1.
     Http1Response(ResponseStream),
-    /// Either over HTTP/2.
+    /// A request over HTTP/2.
     Http2(hyper::body::Incoming),
+    /// A response over HTTP/2.
+    Http2Response(http2::ResponseStream),
 }
 
 impl Incoming {
     /// Moves on what goes the other way on the same connection, while nobody reads this body.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
-        if let Self::Http1Response(stream) = self {
-            stream.poll_upload(cx);
+        match self {
+            Self::Http1Response(stream) => stream.poll_upload(cx),
+            Self::Http2Response(stream) => stream.poll_upload(cx),
+            Self::Http1Request(_) | Self::Http2(_) => {}
         }
     }
 
@@ -81,6 +95,7 @@ impl Body for Incoming {
     ) -> Poll<Option<Result<Frame<Bytes>, PeerError>>> {
         let mut polled = match self.get_mut() {
             Self::Http1Request(stream) => stream.poll_frame(cx),
+            Self::Http2Response(stream) => stream.poll_frame(cx),
             Self::Http1Response(stream) => stream.poll_frame(cx),
             Self::Http2(body) => Pin::new(body)
                 .poll_frame(cx)
@@ -99,6 +114,7 @@ impl Body for Incoming {
         match self {
             Self::Http1Request(stream) => stream.is_end_stream(),
             Self::Http1Response(stream) => stream.is_end_stream(),
+            Self::Http2Response(stream) => stream.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
         }
     }
@@ -107,6 +123,7 @@ impl Body for Incoming {
         match self {
             Self::Http1Request(stream) => stream.size_hint(),
             Self::Http1Response(stream) => stream.size_hint(),
+            Self::Http2Response(stream) => stream.size_hint(),
             Self::Http2(body) => body.size_hint(),
         }
     }

@@ -3,22 +3,14 @@
 //! TLS comes between the two and is part of [`Target`], so that connections of different
 //! identities never share a pool. Stands on the life of a request.
 
-use std::cell::Cell;
-use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
-use std::rc::Rc;
 use std::time::Duration;
 
-use hyper::client::conn::http2;
-use hyper_util::rt::TokioIo;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::clock;
-use crate::http::body::RequestBody;
 use crate::wheel::Wheel;
-use crate::worker::LocalExecutor;
 
 /// What may be on its way to us unread, by h2 stream: enough for a few hundred Mbit/s at 20 ms
 /// without holding megabytes for a slow reader.
@@ -26,7 +18,7 @@ pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same by upstream connection: room for every stream of a usual one (128), so that streams
 /// whose readers stand still stop no other. The h2 crate derives from it how many small frames
 /// may wait, too.
-const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+pub(crate) const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
 
 /// The HTTP version spoken to an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -96,9 +88,9 @@ pub enum ConnectError {
     Handshake {
         /// The endpoint.
         addr: SocketAddr,
-        /// What hyper said.
+        /// What h2 said.
         #[source]
-        source: hyper::Error,
+        source: h2::Error,
     },
 }
 
@@ -149,40 +141,6 @@ fn from_loopback(addr: SocketAddr) -> io::Result<TcpSocket> {
     };
     socket.bind(source)?;
     Ok(socket)
-}
-
-/// HTTP/2 with prior knowledge over `stream`. The second value follows the peer's
-/// SETTINGS_MAX_CONCURRENT_STREAMS.
-///
-/// # Errors
-/// [`ConnectError::Handshake`].
-pub async fn http2(
-    stream: TcpStream,
-    addr: SocketAddr,
-    limits: &Limits,
-) -> Result<(http2::SendRequest<RequestBody>, Rc<Cell<usize>>), ConnectError> {
-    let (sender, mut connection) = http2::Builder::new(LocalExecutor)
-        .timer(hyper_util::rt::TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
-        // Callers that give up reset streams, and late frames of those must not end the connection
-        // for everybody else on it. The upstream is ours; the callers' side has its own bounds.
-        .max_concurrent_reset_streams(4096)
-        .max_local_error_reset_streams(None)
-        .keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|source| ConnectError::Handshake { addr, source })?;
-    let max_streams = Rc::new(Cell::new(connection.current_max_send_streams()));
-    let follow = Rc::clone(&max_streams);
-    tokio::task::spawn_local(std::future::poll_fn(move |cx| {
-        let polled = Pin::new(&mut connection).poll(cx);
-        follow.set(connection.current_max_send_streams());
-        polled.map(|_| ())
-    }));
-    Ok((sender, max_streams))
 }
 
 /// What an upstream may send in a head.

@@ -2,4 +2,5 @@
 
 pub mod connect;
 pub mod endpoint;
+pub mod http2;
 pub mod pool;

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
-use hyper::client::conn::http2;
 use outrigger_core::time::Mono;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -29,6 +28,7 @@ use crate::http::incoming::{Incoming, PeerError};
 use crate::http1::client;
 use crate::http1::wire::Wire;
 use crate::upstream::connect::{self, ConnectError, Limits, Protocol, Target};
+use crate::upstream::http2;
 use crate::wheel::Wheel;
 
 /// The `connection` settings of a service.
@@ -226,16 +226,16 @@ impl Pool {
 
     fn take_stream(&self, params: &Params) -> Option<Stream> {
         let mut shared = self.shared.borrow_mut();
-        shared.retain(|connection| !connection.sender.borrow().is_closed());
+        shared.retain(|connection| !connection.connection.is_closed());
         let fresh = |connection: &Rc<Http2>| {
             params.max_age.is_zero()
                 || clock::now().saturating_since(connection.made) < params.max_age
         };
         let connection = shared
             .iter()
-            .find(|c| c.in_flight.get() < c.max_streams.get() && fresh(c))?;
-        connection.in_flight.set(connection.in_flight.get() + 1);
+            .find(|c| fresh(c) && c.connection.is_ready())?;
         Some(Stream {
+            counted: Some(connection.connection.begin()),
             connection: Rc::clone(connection),
         })
     }
@@ -247,11 +247,12 @@ impl Pool {
         slot: Slot,
     ) -> Result<(), ConnectError> {
         let stream = self.connect_tcp(pools, params).await?;
-        let (sender, max_streams) = connect::http2(stream, self.target.addr, &pools.limits).await?;
+        let addr = self.target.addr;
+        let connection = http2::connect(stream, &pools.limits, &pools.wheel)
+            .await
+            .map_err(|source| ConnectError::Handshake { addr, source })?;
         self.shared.borrow_mut().push(Rc::new(Http2 {
-            sender: RefCell::new(sender),
-            in_flight: Cell::new(0),
-            max_streams,
+            connection: Rc::new(connection),
             made: clock::now(),
             since: Cell::new(clock::now()),
             slot,
@@ -277,8 +278,8 @@ impl Pool {
             .borrow_mut()
             .retain(|c| c.connection.is_ready() && !old(c.made) && !stale(c.since));
         self.shared.borrow_mut().retain(|c| {
-            let unused = c.in_flight.get() == 0;
-            !(c.sender.borrow().is_closed() || old(c.made) || (unused && stale(c.since.get())))
+            let unused = c.connection.streams() == 0;
+            !(c.connection.is_closed() || old(c.made) || (unused && stale(c.since.get())))
         });
     }
 
@@ -350,9 +351,7 @@ struct Http1 {
 }
 
 struct Http2 {
-    sender: RefCell<http2::SendRequest<RequestBody>>,
-    in_flight: Cell<usize>,
-    max_streams: Rc<Cell<usize>>,
+    connection: Rc<http2::Connection>,
     made: Mono,
     since: Cell<Mono>,
     slot: Slot,
@@ -360,13 +359,12 @@ struct Http2 {
 
 struct Stream {
     connection: Rc<Http2>,
+    counted: Option<http2::Stream>,
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.connection
-            .in_flight
-            .set(self.connection.in_flight.get() - 1);
+        self.counted = None;
         self.connection.since.set(clock::now());
         self.connection.slot.pool.changed.notify_waiters();
     }
@@ -402,14 +400,15 @@ pub struct Outgoing<'a> {
 }
 
 impl Outgoing<'_> {
-    fn http2(&self, body: RequestBody) -> Request<RequestBody> {
+    /// As the h2 crate takes it.
+    pub fn http2(&self) -> Request<()> {
         let mut uri = http::uri::Parts::default();
         uri.path_and_query = Some(self.path.clone());
         if let Some(authority) = self.authority {
             uri.authority = Some(authority.clone());
             uri.scheme = Some(Scheme::HTTP);
         }
-        let mut request = Request::new(body);
+        let mut request = Request::new(());
         *request.method_mut() = self.method.clone();
         *request.version_mut() = Version::HTTP_2;
         *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
@@ -453,34 +452,12 @@ impl Lease {
             Kind::Http1 { connection, .. } => {
                 Either::Http1(Rc::clone(&connection.connection).send(head, body))
             }
-            Kind::Http2 { stream } => Either::Http2(
-                stream
-                    .connection
-                    .sender
-                    .borrow_mut()
-                    .try_send_request(head.http2(body)),
-            ),
+            Kind::Http2 { stream } => Either::Http2(stream.connection.connection.send(head, body)),
         };
         async move {
-            let sending = match sent {
-                Either::Http1(sending) => return sending.await,
-                Either::Http2(sending) => sending,
-            };
-            match sending.await {
-                Ok(response) => Ok(response.map(Incoming::Http2)),
-                Err(mut error) => Err(match error.take_message() {
-                    Some(request) => {
-                        SendError::Unsent(Box::new(request.into_body()), error.into_error().into())
-                    }
-                    None => {
-                        let error = error.into_error();
-                        if refused(&error) {
-                            SendError::Refused(error.into())
-                        } else {
-                            SendError::Failed(error.into())
-                        }
-                    }
-                }),
+            match sent {
+                Either::Http1(sending) => sending.await,
+                Either::Http2(sending) => sending.await,
             }
         }
     }
@@ -545,18 +522,4 @@ impl Pool {
             self.changed.notify_one();
         }
     }
-}
-
-fn refused(error: &hyper::Error) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = source {
-        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
-            let refused = h2.is_reset() && h2.reason() == Some(h2::Reason::REFUSED_STREAM);
-            let above_last_id =
-                h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR);
-            return refused || above_last_id;
-        }
-        source = cause.source();
-    }
-    false
 }
