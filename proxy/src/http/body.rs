@@ -20,10 +20,9 @@ use http_body::{Body, Frame, SizeHint};
 use outrigger_core::time::Mono;
 
 use crate::clock;
-use crate::http::incoming::{Incoming, PeerError};
+use crate::http::incoming::{Incoming, PeerError, Uploading};
 use crate::http::observe::{Ending, Observation};
 use crate::http::tunnel::Tunnel;
-use crate::http1::client::Uploading;
 use crate::upstream::pool::Lease;
 use crate::wheel::Sleep;
 

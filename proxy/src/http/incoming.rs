@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use outrigger_core::headers::{StripPolicy, strip_outrigger};
 
-use crate::http1::client::{ResponseStream, Uploading};
+use crate::http1::client::{self, ResponseStream};
 use crate::http1::server::RequestStream;
 use crate::http1::wire::WireError;
 use crate::upstream::http2;
@@ -79,8 +79,28 @@ impl Incoming {
     /// What [`Incoming::poll_upload`] would move on, if there is any.
     pub fn uploading(&self) -> Option<Uploading> {
         match self {
-            Self::Http1Response(stream) => stream.uploading(),
+            Self::Http1Response(stream) => stream.uploading().map(Uploading::Http1),
+            Self::Http2Response(stream) => stream.uploading().map(Uploading::Http2),
             Self::Http1Request(_) | Self::Http2(_) => None,
+        }
+    }
+}
+
+/// A request body that is still going up beside its response.
+pub enum Uploading {
+    /// Over HTTP/1.1.
+    Http1(client::Uploading),
+    /// Over HTTP/2.
+    Http2(http2::Uploading),
+}
+
+impl Uploading {
+    /// Moves the body on; ready when there is nothing more to do. To be polled by the task that
+    /// polls the response: a socket knows one task only.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Http1(upload) => upload.poll(cx),
+            Self::Http2(upload) => upload.poll(cx),
         }
     }
 }

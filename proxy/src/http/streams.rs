@@ -18,7 +18,7 @@ use outrigger_core::time::Mono;
 
 use crate::clock;
 use crate::http::body::{BodyError, ResponseBody};
-use crate::http1::client::Uploading;
+use crate::http::incoming::Uploading;
 use crate::telemetry::limits::WireLimit;
 use crate::wheel::Sleep;
 use crate::worker::Worker;

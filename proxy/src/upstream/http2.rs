@@ -9,7 +9,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -161,9 +161,9 @@ impl Connection {
                 // Nothing of it was even queued.
                 Err(error) => return Err(SendError::Unsent(Box::new(body), error.into())),
             };
-            let mut upload = (!ended).then(|| Box::new(Upload::new(stream, body)));
+            let upload = (!ended).then(|| Rc::new(RefCell::new(Some(Upload::new(stream, body)))));
             let answered =
-                std::future::poll_fn(|cx| poll_head(cx, &mut response, &mut upload)).await;
+                std::future::poll_fn(|cx| poll_head(cx, &mut response, upload.as_deref())).await;
             let (head, recv) = answered
                 .map_err(|error| match error {
                     PeerError::H2(error) if refused(&error) => SendError::Refused(error.into()),
@@ -194,12 +194,15 @@ impl Drop for Stream {
 fn poll_head(
     cx: &mut Context<'_>,
     response: &mut ResponseFuture,
-    upload: &mut Option<Box<Upload>>,
+    upload: Option<&RefCell<Option<Upload>>>,
 ) -> Poll<Result<Response<RecvStream>, PeerError>> {
     // Even a peer that takes no more of the request may have answered it.
     if let Poll::Ready(answered) = Pin::new(&mut *response).poll(cx) {
         return Poll::Ready(answered.map_err(PeerError::from));
     }
+    let Some(upload) = upload else {
+        return Poll::Pending;
+    };
     match poll_upload(cx, upload) {
         Poll::Ready(Err(Broken)) => Poll::Ready(Err(PeerError::RequestBroken)),
         // What was sent just now may have been the end of the stream.
@@ -210,8 +213,9 @@ fn poll_head(
 /// The request's body broke off.
 struct Broken;
 
-fn poll_upload(cx: &mut Context<'_>, upload: &mut Option<Box<Upload>>) -> Poll<Result<(), Broken>> {
-    let Some(going) = upload else {
+fn poll_upload(cx: &mut Context<'_>, upload: &RefCell<Option<Upload>>) -> Poll<Result<(), Broken>> {
+    let mut upload = upload.borrow_mut();
+    let Some(going) = &mut *upload else {
         return Poll::Ready(Ok(()));
     };
     let moved = ready!(going.poll(cx));
@@ -302,7 +306,8 @@ fn refused(error: &h2::Error) -> bool {
 /// The body of a response.
 pub struct ResponseStream {
     recv: RecvStream,
-    upload: Option<Box<Upload>>,
+    /// What is left to send of the request.
+    upload: Option<Rc<RefCell<Option<Upload>>>>,
     left: Option<u64>,
 }
 
@@ -341,7 +346,32 @@ impl ResponseStream {
 
     /// Moves a request body on while the response waits for its reader.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
-        // What becomes of it shows in the response, or does not matter any more.
-        let _ = poll_upload(cx, &mut self.upload);
+        if let Some(upload) = &self.upload
+            && poll_upload(cx, upload).is_ready()
+        {
+            // What became of it shows in the response, or does not matter any more.
+            self.upload = None;
+        }
+    }
+
+    /// The request body that is still going up, for a task that polls the response only when
+    /// there is room for more of it.
+    pub fn uploading(&self) -> Option<Uploading> {
+        self.upload
+            .as_ref()
+            .map(|upload| Uploading(Rc::downgrade(upload)))
+    }
+}
+
+/// See [`ResponseStream::uploading`].
+pub struct Uploading(Weak<RefCell<Option<Upload>>>);
+
+impl Uploading {
+    /// Moves the body on; ready when there is nothing more to do.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.0.upgrade() {
+            Some(upload) => poll_upload(cx, &upload).map(|_| ()),
+            None => Poll::Ready(()),
+        }
     }
 }
