@@ -19,7 +19,7 @@ const READ: usize = 16 * 1024;
 /// Read at a time of a message that fills what it is given.
 const READ_MORE: usize = 64 * 1024;
 
-/// Spare buffers kept by a thread, 1 MiB at most.
+/// Spare buffers kept by a thread: 1 MiB of usual ones, 4 MiB at most.
 const SPARE: usize = 64;
 
 thread_local! {

@@ -118,14 +118,16 @@ impl Own {
     /// Why not.
     pub fn reachable(&self, addr: SocketAddr) -> Result<(), Refusal> {
         let addr = canonical(addr);
-        let (link_local, broadcast) = match addr.ip() {
-            IpAddr::V4(ip) => (ip.is_link_local(), ip == Ipv4Addr::BROADCAST),
-            IpAddr::V6(ip) => (ip.is_unicast_link_local(), false),
+        // RFC 6890: "this network", and what is reserved with the broadcast address in it.
+        let no_host = |ip: Ipv4Addr| ip.octets()[0] == 0 || ip.octets()[0] >= 240;
+        let (link_local, no_host) = match addr.ip() {
+            IpAddr::V4(ip) => (ip.is_link_local(), no_host(ip)),
+            IpAddr::V6(ip) => (ip.is_unicast_link_local(), ip.is_unspecified()),
         };
         if link_local {
             return Err(Refusal::LinkLocal);
         }
-        if broadcast || addr.ip().is_unspecified() || addr.ip().is_multicast() || addr.port() == 0 {
+        if no_host || addr.ip().is_multicast() || addr.port() == 0 {
             return Err(Refusal::Unroutable);
         }
         if self.contains(addr) {

@@ -216,6 +216,8 @@ async fn a_connect_elsewhere_is_refused_with_a_code() {
         // Not even when `outbound.unknown` is Allow, as by default.
         ("127.0.0.1:1", "404", "no_route"),
         ("169.254.169.254:80", "404", "no_route"),
+        ("0.0.0.1:80", "404", "no_route"),
+        ("240.0.0.1:80", "404", "no_route"),
     ] {
         let mut stream = TcpStream::connect(sidecar.outbound()).await.unwrap();
         let ask = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
