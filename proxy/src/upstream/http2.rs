@@ -250,9 +250,14 @@ impl Upload {
         loop {
             if !self.chunk.is_empty() {
                 self.stream.reserve_capacity(self.chunk.len());
-                let Some(Ok(room)) = ready!(self.stream.poll_capacity(cx)) else {
-                    return Poll::Ready(Ok(()));
-                };
+                let room = self.stream.capacity();
+                if room == 0 {
+                    // Told of changes only; what it is now is asked above.
+                    let Some(Ok(_)) = ready!(self.stream.poll_capacity(cx)) else {
+                        return Poll::Ready(Ok(()));
+                    };
+                    continue;
+                }
                 let part = self.chunk.split_to(room.min(self.chunk.len()));
                 let last = self.last && self.chunk.is_empty();
                 if self.stream.send_data(part, last).is_err() || last {
@@ -264,11 +269,17 @@ impl Upload {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         self.last = self.body.is_end_stream();
+                        if data.is_empty() && !self.last {
+                            continue;
+                        }
                         if std::mem::take(&mut self.first) && data.len() <= WITH_HEAD {
                             let sent = self.stream.send_data(data, self.last);
                             if sent.is_err() || self.last {
                                 return Poll::Ready(Ok(()));
                             }
+                        } else if data.is_empty() {
+                            let _ = self.stream.send_data(data, true);
+                            return Poll::Ready(Ok(()));
                         } else {
                             self.chunk = data;
                         }
