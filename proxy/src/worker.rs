@@ -6,7 +6,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -141,21 +140,5 @@ impl Worker {
             self.date.set(clock::http_date());
             self.flush_log();
         }
-    }
-}
-
-/// Runs hyper's tasks on the worker that owns the connection. Boxed: hyper hands over futures of
-/// one type for whole connections and for single streams, and a task moves what it holds several
-/// times.
-#[derive(Debug, Clone, Copy)]
-pub struct LocalExecutor;
-
-impl<F> hyper::rt::Executor<F> for LocalExecutor
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(Box::pin(future));
     }
 }
