@@ -347,6 +347,15 @@ impl ResponseStream {
                 self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
+            // RFC 9113 §8.1: sent after a whole response, to stop the upload beside it.
+            Some(Err(error))
+                if error.is_remote()
+                    && error.is_reset()
+                    && error.reason() == Some(Reason::NO_ERROR)
+                    && self.left.is_none_or(|left| left == 0) =>
+            {
+                Poll::Ready(None)
+            }
             Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
             None => match ready!(self.recv.poll_trailers(cx)) {
                 Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 use outrigger_tests::client::{Ask, Client};
-use outrigger_tests::frames::{HEADERS, answered, go_away, peer, refused};
+use outrigger_tests::frames::{
+    DATA, END_HEADERS, END_STREAM, HEADERS, OK, RST_STREAM, answered, frame, go_away, peer, refused,
+};
 use outrigger_tests::mesh::{Sidecar, route, service, service_h2};
 use outrigger_tests::until_true;
 use outrigger_tests::upstream::{Raw, Reply, Upstream};
@@ -98,6 +100,31 @@ async fn a_post_that_a_leaving_h2_peer_may_have_worked_on_is_not_sent_again() {
         );
         assert_eq!(asked.load(Ordering::SeqCst), 1, "{what}");
     }
+}
+
+/// A response whose end is in `DATA`, and a reset of `reason` right behind it: in one segment.
+fn whole_then_reset(id: u32, reason: u32) -> Vec<u8> {
+    let mut bytes = frame(HEADERS, END_HEADERS, id, OK);
+    bytes.extend(frame(DATA, END_STREAM, id, b"whole"));
+    bytes.extend(frame(RST_STREAM, 0, id, &reason.to_be_bytes()));
+    bytes
+}
+
+/// RFC 9113 §8.1: how a server stops an upload that it has answered; the answer counts.
+#[tokio::test]
+async fn a_whole_h2_answer_stands_when_its_upload_is_told_to_stop() {
+    let upstream = peer(&[], |kind, id| {
+        Some(if kind == HEADERS {
+            whole_then_reset(id, 0)
+        } else {
+            Vec::new()
+        })
+    })
+    .await;
+    let sidecar = Sidecar::start(service_h2("orders", &[upstream.addr], CALM)).await;
+    let body = vec![b'x'; 1 << 20];
+    let answer = sidecar.call(Ask::post("orders", "/", body)).await;
+    assert_eq!((answer.status, &answer.body[..]), (200, &b"whole"[..]));
 }
 
 /// Reads one request without a body or with one of two bytes; its first line.
