@@ -13,8 +13,6 @@ const OF_A_RULE: &[&str] = &[
     "idempotency",
     "contract",
     "async.when=Shadow",
-    "async.orderingKey",
-    "async.onDead",
     "async.callback",
     "async.subscribers",
     "async.grpcAck=Operation",

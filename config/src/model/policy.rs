@@ -78,7 +78,8 @@ pub struct AsyncSpec {
     pub queue: Option<Reference>,
     /// The largest body. Default 1MiB.
     pub max_body: Option<ByteSize>,
-    /// FIFO within a key: `header:NAME` or `jsonpointer:/POINTER`. Default: no order.
+    /// FIFO within a key and target service: `header:NAME` or `jsonpointer:/POINTER`, at most 256
+    /// bytes. A call without the key has no order. Default: no order.
     pub ordering_key: Option<KeySource>,
     /// What a dead letter does to its key. Default Skip.
     pub on_dead: Option<OnDead>,

@@ -49,6 +49,7 @@ cases!(
     waiting_spends_no_attempt,
     release_changes_nothing,
     keys_keep_their_order,
+    a_key_is_kept_at_each_target_by_itself,
     a_dead_head_blocks_its_key_when_asked,
     duplicates_are_recognised,
     concurrent_duplicates_store_one,
@@ -442,6 +443,28 @@ async fn keys_keep_their_order(backend: Backend) {
     assert_eq!(cancelled, Ok(CancelOutcome::Cancelled));
     settle(&backend, &next, done(), 503).await;
     assert!(lease(&backend, 9, 504).await.is_empty());
+}
+
+async fn a_key_is_kept_at_each_target_by_itself(backend: Backend) {
+    for (n, target) in [(1, "down"), (2, "up"), (3, "down"), (4, "up")] {
+        let mut message = message(n, 0);
+        message.target = target.to_owned();
+        message.ordering_key = Some("a".to_owned());
+        enqueue(&backend, message).await;
+    }
+    let heads = lease(&backend, 9, 0).await;
+    assert_eq!(numbers(&heads), [1, 2], "one per key and target");
+    settle(&backend, &heads[0], dead("no"), 1).await;
+    settle(&backend, &heads[1], retry(500), 1).await;
+    assert_eq!(numbers(&lease(&backend, 9, 2).await), [3]);
+    let sent_on = inspect(&backend)
+        .replay(Selection::Ids(vec![id(1)]), Some("up".to_owned()), at(3))
+        .await;
+    assert_eq!(sent_on.expect("replay").replayed, [id(1)]);
+    assert!(
+        lease(&backend, 9, 4).await.is_empty(),
+        "at the tail of its new target"
+    );
 }
 
 async fn a_dead_head_blocks_its_key_when_asked(backend: Backend) {

@@ -185,12 +185,13 @@ impl Inner {
     }
 
     fn is_head(&self, record: &Record) -> bool {
-        let Some(key) = &record.ordering_key else {
+        if record.ordering_key.is_none() {
             return true;
-        };
+        }
         !self.of(&record.queue).any(|e| {
             e.record.holds_key()
-                && e.record.ordering_key.as_ref() == Some(key)
+                && e.record.ordering_key == record.ordering_key
+                && e.record.target == record.target
                 && e.record.seq < record.seq
         })
     }

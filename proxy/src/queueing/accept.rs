@@ -194,7 +194,15 @@ async fn convert(
             };
         }
     };
-    let message = message(call, service, route, policy, &plan, body, trailers.as_ref());
+    let ordering_key = match &policy.ordering_key {
+        Some(key) => key.read(&call.parts.headers, &body).await?,
+        None => None,
+    };
+    let message = Message {
+        ordering_key,
+        block_on_dead: policy.block_on_dead,
+        ..message(call, service, route, policy, &plan, body, trailers.as_ref())
+    };
     let queue = message.queue.clone();
     let id = store_message(call, route, &*backend, message, limits).await?;
     let metrics = &call.worker.shared.metrics;
@@ -456,6 +464,8 @@ mod tests {
             when,
             queue: "shop/orders".to_owned(),
             max_body: 100,
+            ordering_key: None,
+            block_on_dead: false,
             redelivery: redelivery::Params::default(),
             delivery_timeout: Duration::from_secs(30),
             max_in_flight: 32,

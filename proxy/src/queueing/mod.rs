@@ -16,6 +16,7 @@ pub mod dispatch;
 pub mod inspect;
 mod letters;
 mod lookup;
+pub mod ordering;
 mod reading;
 mod receipt;
 mod replay;

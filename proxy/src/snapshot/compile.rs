@@ -14,10 +14,10 @@ use std::time::Duration;
 use http::{HeaderName, Method};
 use outrigger_config::effective::{self, RulePolicy, ServicePolicy};
 use outrigger_config::model::{
-    AsyncWhen, BalanceAlgorithm, EndpointState, GrpcAck, Locality, MeshService, PathMatchType,
-    QueueSpec, RetryCondition, RouteMatch, UnknownOutbound, ValueMatchType,
+    AsyncWhen, BalanceAlgorithm, EndpointState, GrpcAck, Locality, MeshService, OnDead,
+    PathMatchType, QueueSpec, RetryCondition, RouteMatch, UnknownOutbound, ValueMatchType,
 };
-use outrigger_config::units::CodeOrClass;
+use outrigger_config::units::{CodeOrClass, KeySource};
 use outrigger_config::{MeshConfig, NamespacedName, RuleRef};
 use outrigger_core::codes::CodeSet;
 use outrigger_core::grpc::{GrpcCode, GrpcSet};
@@ -30,6 +30,7 @@ use outrigger_core::{breaker, budget, ejection, redelivery, retry};
 
 use crate::app::Shared;
 use crate::destination::protocol;
+use crate::queueing::ordering::OrderingKey;
 use crate::snapshot::addresses::{Addresses, Ports};
 use crate::snapshot::live::{AdminState, EndpointSpec, ServiceState};
 use crate::snapshot::{
@@ -457,6 +458,8 @@ fn asynchronous(policy: &RulePolicy, service: &NamespacedName) -> Option<Async> 
         // A route that names no queue uses one of its service's name with the default bounds.
         queue: spec.queue.as_ref().unwrap_or(service).to_string(),
         max_body: *spec.max_body,
+        ordering_key: spec.ordering_key.as_ref().and_then(ordering_key),
+        block_on_dead: *spec.on_dead == OnDead::Block,
         redelivery: redelivery::Params {
             attempts: *spec.delivery.attempts,
             backoff: *spec.delivery.backoff,
@@ -478,6 +481,17 @@ fn asynchronous(policy: &RulePolicy, service: &NamespacedName) -> Option<Async> 
         },
         grpc_empty: *spec.grpc_ack == Some(GrpcAck::Empty),
     })
+}
+
+// Any other source was refused, and so was a name that is none.
+fn ordering_key(source: &KeySource) -> Option<OrderingKey> {
+    match source {
+        KeySource::Header(name) => HeaderName::from_bytes(name.as_bytes())
+            .ok()
+            .map(OrderingKey::Header),
+        KeySource::JsonPointer(pointer) => Some(OrderingKey::pointer(pointer)),
+        KeySource::Cookie(_) | KeySource::Route | KeySource::Identity | KeySource::Source => None,
+    }
 }
 
 /// The queues of the config, and those that routes use by their service's name.

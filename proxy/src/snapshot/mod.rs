@@ -19,6 +19,7 @@ use outrigger_core::outcome::FailureOn;
 use outrigger_core::route::RuleSet;
 use outrigger_core::{balance, breaker, budget, ejection, redelivery, retry};
 
+use crate::queueing::ordering::OrderingKey;
 use crate::snapshot::addresses::{Addresses, Ports};
 use crate::snapshot::live::{AdminState, EndpointSet, RouteState, ServiceState};
 use crate::telemetry::metrics::Histogram;
@@ -293,6 +294,10 @@ pub struct Async {
     pub queue: String,
     /// Larger bodies are refused or go synchronously.
     pub max_body: u64,
+    /// Messages of the same key are delivered one after another.
+    pub ordering_key: Option<OrderingKey>,
+    /// Whether a dead letter holds its key (`onDead: Block`).
+    pub block_on_dead: bool,
     /// How delivery is tried again.
     pub redelivery: redelivery::Params,
     /// The deadline of one delivery.

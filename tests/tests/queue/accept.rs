@@ -196,7 +196,7 @@ async fn a_repeat_with_the_same_key_is_the_same_message() {
 async fn callers_that_repeat_at_once_make_one_message() {
     let (upstream, sidecar) = mailer("when: Always", |_| Reply::ok("")).await;
     let addr = sidecar.outbound();
-    let callers = (0..16).map(|_| {
+    let callers = (0..50).map(|_| {
         let ask = post("hello").header("idempotency-key", "\"same\"");
         tokio::spawn(outrigger_tests::client::call(addr, ask))
     });
@@ -204,11 +204,16 @@ async fn callers_that_repeat_at_once_make_one_message() {
     for answer in futures_util::future::join_all(callers.collect::<Vec<_>>()).await {
         let answer = answer.expect("no panic");
         assert_eq!(answer.status, 202, "{}", answer.text());
-        ids.push(answer.header("outrigger-message-id").to_owned());
+        assert_eq!(answer.header("location"), answer.json()["statusUrl"]);
+        ids.push((
+            answer.header("outrigger-message-id").to_owned(),
+            answer.body,
+        ));
     }
+    assert_eq!(ids.len(), 50);
     ids.dedup();
     assert_eq!(ids.len(), 1, "{ids:?}");
-    in_state(&sidecar, &ids[0], "succeeded").await;
+    in_state(&sidecar, &ids[0].0, "succeeded").await;
     assert_eq!(upstream.hits(), 1);
     let metrics = sidecar.metrics().await;
     assert_eq!(metrics.sum("outrigger_queue_enqueued_total", &[]), 1.0);

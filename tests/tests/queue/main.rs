@@ -4,6 +4,7 @@ mod accept;
 mod delivery;
 mod grpc;
 mod letters;
+mod ordering;
 mod outcomes;
 mod restart;
 mod status;
@@ -84,6 +85,19 @@ async fn in_state(sidecar: &Sidecar, id: &str, state: &str) -> Value {
         Ok(status) => status,
         Err(_) => panic!("never {state}: {}", last.borrow()),
     }
+}
+
+/// Waits until `count` says `wanted`, however long that takes while it goes on.
+async fn progress(what: &str, wanted: usize, count: impl Fn() -> usize) {
+    let mut seen = count();
+    while seen < wanted {
+        let what = format!("{what}: {seen} of {wanted}");
+        seen = until(&what, || {
+            std::future::ready(Some(count()).filter(|now| *now > seen))
+        })
+        .await;
+    }
+    assert_eq!(seen, wanted, "{what}");
 }
 
 /// The conservation gauge is there and 0.

@@ -30,7 +30,7 @@ struct Buried {
     seq: u64,
     died_at: UnixMillis,
     weight: u64,
-    held_key: Option<String>,
+    held_lane: Option<String>,
 }
 
 /// All queues.
@@ -51,7 +51,8 @@ struct QueueIndex {
     delayed: BTreeSet<(UnixMillis, u64, MessageId)>,
     in_flight: BTreeSet<(UnixMillis, MessageId)>,
     pending: BTreeSet<Place>,
-    keys: HashMap<String, BTreeSet<Place>>,
+    /// By [`Record::lane`].
+    lanes: HashMap<String, BTreeSet<Place>>,
     dead: BTreeSet<(UnixMillis, u64, MessageId)>,
     waiting: u64,
     bytes: u64,
@@ -67,7 +68,7 @@ impl QueueIndex {
             delayed: BTreeSet::new(),
             in_flight: BTreeSet::new(),
             pending: BTreeSet::new(),
-            keys: HashMap::new(),
+            lanes: HashMap::new(),
             dead: BTreeSet::new(),
             waiting: 0,
             bytes: 0,
@@ -77,20 +78,20 @@ impl QueueIndex {
         }
     }
 
-    fn is_head(&self, key: Option<&str>, place: Place) -> bool {
-        let Some(queue) = key.and_then(|key| self.keys.get(key)) else {
+    fn is_head(&self, lane: Option<&str>, place: Place) -> bool {
+        let Some(queue) = lane.and_then(|lane| self.lanes.get(lane)) else {
             return true;
         };
         queue.first() == Some(&place)
     }
 
-    fn leave_key(&mut self, key: &str, place: Place) -> Option<MessageId> {
-        let queue = self.keys.get_mut(key)?;
+    fn leave_lane(&mut self, lane: &str, place: Place) -> Option<MessageId> {
+        let queue = self.lanes.get_mut(lane)?;
         let was_head = queue.first() == Some(&place);
         queue.remove(&place);
         let next = queue.first().map(|(_, id)| *id);
         if queue.is_empty() {
-            self.keys.remove(key);
+            self.lanes.remove(lane);
         }
         next.filter(|_| was_head)
     }
@@ -163,8 +164,8 @@ impl Index {
         queue.pending.insert(place);
         queue.bytes += record.weight;
         queue.waiting += u64::from(record.state == State::Waiting);
-        if let Some(key) = &record.ordering_key {
-            queue.keys.entry(key.clone()).or_default().insert(place);
+        if let Some(lane) = record.lane() {
+            queue.lanes.entry(lane).or_default().insert(place);
         }
         match live.lease {
             Some((_, until)) => {
@@ -201,9 +202,8 @@ impl Index {
             }
         }
         let next = record
-            .ordering_key
-            .as_deref()
-            .and_then(|key| queue.leave_key(key, place));
+            .lane()
+            .and_then(|lane| queue.leave_lane(&lane, place));
         self.unblock(next);
         Some(live)
     }
@@ -228,15 +228,15 @@ impl Index {
     /// Files a dead letter.
     pub(super) fn bury(&mut self, record: &Record) {
         let died_at = record.finished_at.unwrap_or_default();
-        let held_key = record.ordering_key.clone().filter(|_| record.holds_key());
+        let held_lane = record.lane().filter(|_| record.holds_key());
         self.last_seq = self.last_seq.max(record.seq);
         let queue = self.queue(&record.queue);
         queue.dead.insert((died_at, record.seq, record.id));
         queue.dead_bytes += record.weight;
-        if let Some(key) = &held_key {
+        if let Some(lane) = &held_lane {
             queue
-                .keys
-                .entry(key.clone())
+                .lanes
+                .entry(lane.clone())
                 .or_default()
                 .insert((record.seq, record.id));
         }
@@ -245,7 +245,7 @@ impl Index {
             seq: record.seq,
             died_at,
             weight: record.weight,
-            held_key,
+            held_lane,
         };
         self.buried.insert(record.id, buried);
     }
@@ -260,9 +260,9 @@ impl Index {
         queue.dead_bytes -= buried.weight;
         let place = (buried.seq, id);
         let next = buried
-            .held_key
+            .held_lane
             .as_deref()
-            .and_then(|key| queue.leave_key(key, place));
+            .and_then(|lane| queue.leave_lane(lane, place));
         self.unblock(next);
     }
 
@@ -278,7 +278,7 @@ impl Index {
             let Some(live) = self.live.get(&id) else {
                 continue;
             };
-            if queue.is_head(live.record.ordering_key.as_deref(), (seq, id)) {
+            if queue.is_head(live.record.lane().as_deref(), (seq, id)) {
                 let target = live.record.target.clone();
                 queue.ready.entry(target).or_default().insert((seq, id));
             }
