@@ -21,8 +21,8 @@ use outrigger_core::time::Mono;
 
 use crate::call::Call;
 use crate::clock;
+use crate::deadline::Deadline;
 use crate::error::chain;
-use crate::forward::Deadline;
 use crate::http::body::{RequestBody, Upload};
 use crate::http::incoming::Incoming;
 use crate::snapshot::Service;

@@ -26,6 +26,7 @@ use outrigger_core::route::RequestView;
 use outrigger_core::{deadline, time::Mono};
 
 use crate::clock;
+use crate::deadline::Deadline;
 use crate::destination::{self, Fixed};
 use crate::error::ProxyError;
 use crate::http::body::{Replay, RequestBody, ResponseBody, Upload};
@@ -343,14 +344,12 @@ impl Call {
     }
 
     /// Writes into the head what differs from one attempt to the next.
-    pub fn stamp(&mut self, endpoint: &EndpointUse, attempt: u32, remaining: Option<Duration>) {
+    pub fn stamp(&mut self, endpoint: &EndpointUse, attempt: u32, deadline: &Deadline, now: Mono) {
         let mut fields = std::mem::take(&mut self.prepared);
         if self.direction == Direction::Outbound && !self.is_foreign() {
             fields.insert(headers::ATTEMPT, HeaderValue::from(attempt));
         }
-        if let Some(remaining) = remaining {
-            self.tell_deadline(&mut fields, remaining);
-        }
+        self.tell_deadline(&mut fields, deadline, now);
         if self.protocol(endpoint) == Protocol::Http1 {
             join_cookies(&mut fields);
         }
@@ -369,25 +368,27 @@ impl Call {
         }
     }
 
-    fn tell_deadline(&self, fields: &mut HeaderMap, remaining: Duration) {
-        let outbound = self.direction == Direction::Outbound;
-        let (name, mut value) = if self.grpc {
-            if !outbound && self.caller_timeout.is_none() {
-                return;
-            }
-            let value = deadline::format_grpc_timeout(remaining);
-            (headers::GRPC_TIMEOUT, value)
-        } else if outbound && !self.is_foreign() {
-            (
-                headers::DEADLINE_MS,
-                deadline::format_deadline_ms(remaining),
-            )
-        } else {
-            return;
+    /// gRPC has a header for the end of the whole call; `outrigger-deadline-ms` is about the wait
+    /// for the answer.
+    fn tell_deadline(&self, fields: &mut HeaderMap, deadline: &Deadline, now: Mono) {
+        // Such a value never repeats, and would drive what does out of HPACK's table.
+        let unique = |mut value: HeaderValue| {
+            value.set_sensitive(true);
+            value
         };
-        // It never repeats, and would drive what does out of HPACK's table.
-        value.set_sensitive(true);
-        fields.insert(name, value);
+        if self.grpc
+            && let Some(remaining) = deadline.remaining_whole(now)
+        {
+            let value = deadline::format_grpc_timeout(remaining);
+            fields.insert(headers::GRPC_TIMEOUT, unique(value));
+        }
+        if self.direction == Direction::Outbound
+            && !self.is_foreign()
+            && let Some(remaining) = deadline.remaining(now)
+        {
+            let value = deadline::format_deadline_ms(remaining);
+            fields.insert(headers::DEADLINE_MS, unique(value));
+        }
     }
 
     /// The body in the form in which it can be sent as often as the route allows.

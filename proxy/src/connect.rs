@@ -13,7 +13,7 @@ use crate::call::Call;
 use crate::destination;
 use crate::error::ProxyError;
 use crate::http::body::ResponseBody;
-use crate::http::tunnel::Tunnel;
+use crate::http::tunnel::{Limits, Tunnel};
 use crate::http1::wire::Wire;
 use crate::listener::Direction;
 use crate::tcp;
@@ -40,8 +40,11 @@ pub async fn serve(call: &mut Call) -> Result<Response<ResponseBody>, ProxyError
         Err(refused) => return Err(ProxyError::upstream(refused.code, refused.detail)),
     };
     call.observation.opened();
-    let idle = call.worker.shared.wire.tcp_idle_timeout;
+    let limits = Limits {
+        idle: call.worker.shared.wire.tcp_idle_timeout,
+        ends: None,
+    };
     let observation = call.observation.take();
-    let tunnel = Tunnel::new(Wire::new(stream), Box::new(held), observation, idle);
+    let tunnel = Tunnel::new(Wire::new(stream), Box::new(held), observation, limits);
     Ok(Response::new(ResponseBody::tunnel(tunnel)))
 }

@@ -13,21 +13,22 @@ use std::time::Duration;
 use http::{HeaderValue, Method, Request, Response};
 use outrigger_core::breaker::Admit;
 use outrigger_core::error_code::ErrorCode;
+use outrigger_core::headers;
 use outrigger_core::outcome::Observed;
 use outrigger_core::retry::{self, Decision, StopReason};
-use outrigger_core::{headers, time::Mono};
 
 use crate::attempt::{self, Answer, Failure, Window};
 use crate::call::{Call, OutgoingBody, Payload};
 use crate::clock;
 use crate::connect;
+use crate::deadline::Deadline;
 use crate::destination;
 use crate::error::ProxyError;
-use crate::http::body::{ResponseBody, Upload, UpstreamBody};
+use crate::http::body::{ResponseBody, UpstreamBody};
 use crate::http::context::Connection;
 use crate::http::incoming::Incoming;
 use crate::http::switch::Switch;
-use crate::http::tunnel::Tunnel;
+use crate::http::tunnel::{self, Tunnel};
 use crate::listener::Direction;
 use crate::queueing;
 use crate::snapshot::{Route, Service};
@@ -156,7 +157,7 @@ pub async fn exchange(
         let addr = endpoint.addr();
         call.endpoint = Some(addr);
         call.observation.attempt();
-        call.stamp(&endpoint, number, deadline.remaining(now));
+        call.stamp(&endpoint, number, &deadline, now);
         let window = Window {
             now,
             deadline: &deadline,
@@ -320,15 +321,14 @@ fn pass_on(
         switch.mark(&mut parts.headers);
         return open_tunnel(call, route, parts, lease);
     }
-    let wheel = &call.worker.wheel;
-    let idle = route.timeouts.idle;
-    let idle = idle.map(|limit| (wheel.sleep_until(at + limit), limit));
+    let begun = grpc.is_some() || peeked.is_some();
+    let limits = deadline.limits(&call.worker.wheel, route.timeouts.idle, begun, at);
     let body = UpstreamBody::new(
         incoming,
         peeked,
         lease,
         call.observation.take(),
-        idle,
+        limits,
         deadline.upload(),
         at,
     );
@@ -346,8 +346,11 @@ fn open_tunnel(
         let detail = "the upstream switched protocols where none can be switched";
         return call.refuse(&ProxyError::upstream(ErrorCode::UpstreamProtocol, detail));
     };
-    let idle = route.timeouts.idle;
-    let tunnel = Tunnel::new(wire, Box::new(place), call.observation.take(), idle);
+    let limits = tunnel::Limits {
+        idle: route.timeouts.idle,
+        ends: route.timeouts.stream.map(|limit| call.start + limit),
+    };
+    let tunnel = Tunnel::new(wire, Box::new(place), call.observation.take(), limits);
     Response::from_parts(parts, ResponseBody::tunnel(tunnel))
 }
 
@@ -372,54 +375,4 @@ fn give_up(call: &mut Call, failure: Failure, stop: StopReason) -> ProxyError {
         detail = format!("{detail}; not retried: {}", stop.as_str());
     }
     ProxyError::upstream(code, detail)
-}
-
-/// When a request must have its response head: the smaller of the route's limit and the
-/// caller's. The route's limit runs from the last progress of the upload, the caller's from the
-/// start.
-pub struct Deadline {
-    start: Mono,
-    request: Option<Duration>,
-    caller: Option<Mono>,
-    upload: Rc<Upload>,
-    grpc: bool,
-}
-
-impl Deadline {
-    fn new(call: &Call, route: &Route) -> Self {
-        let caller = call.caller_timeout().map(|timeout| call.start + timeout);
-        Self {
-            start: call.start,
-            request: call.request_timeout.or(route.timeouts.request),
-            caller,
-            upload: Rc::clone(&call.upload),
-            grpc: call.grpc,
-        }
-    }
-
-    fn upload(&self) -> Rc<Upload> {
-        Rc::clone(&self.upload)
-    }
-
-    /// The moment, and what it means when it passes.
-    pub fn due(&self) -> Option<(Mono, Observed)> {
-        let ours = self
-            .request
-            .map(|limit| self.upload.last_progress().max(self.start) + limit);
-        match (ours, self.caller) {
-            (Some(ours), Some(caller)) if caller < ours => Some((caller, Observed::CallerDeadline)),
-            // A gRPC stream may wait for its server on purpose; any other caller owes its body.
-            (Some(ours), _) if self.upload.starved() && !self.grpc => {
-                Some((ours, Observed::CallerGone))
-            }
-            (Some(ours), _) => Some((ours, Observed::RequestTimeout)),
-            (None, Some(caller)) => Some((caller, Observed::CallerDeadline)),
-            (None, None) => None,
-        }
-    }
-
-    /// What is left at `now`; none without a deadline.
-    pub fn remaining(&self, now: Mono) -> Option<Duration> {
-        self.due().map(|(at, _)| at.saturating_since(now))
-    }
 }

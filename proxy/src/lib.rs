@@ -16,6 +16,7 @@ pub mod call;
 pub mod cli;
 pub mod clock;
 pub mod connect;
+pub mod deadline;
 pub mod destination;
 pub mod drain;
 pub mod error;

@@ -95,6 +95,7 @@ pub(super) fn routes(shared: &Shared) -> Value {
                         "requestMs": route.timeouts.request.map(|time| time.as_millis()),
                         "perTryMs": route.timeouts.per_try.map(|time| time.as_millis()),
                         "idleMs": route.timeouts.idle.map(|time| time.as_millis()),
+                        "streamMs": route.timeouts.stream.map(|time| time.as_millis()),
                     },
                     "retry": {
                         "attempts": route.retry.attempts,

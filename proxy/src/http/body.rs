@@ -8,11 +8,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -20,11 +18,12 @@ use http_body::{Body, Frame, SizeHint};
 use outrigger_core::time::Mono;
 
 use crate::clock;
+use crate::deadline::{Cut, Limits};
 use crate::http::incoming::{Incoming, PeerError, Uploading};
 use crate::http::observe::{Ending, Observation};
+use crate::http::respond;
 use crate::http::tunnel::Tunnel;
 use crate::upstream::pool::Lease;
-use crate::wheel::Sleep;
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +34,9 @@ pub enum BodyError {
     /// The request is being sent again elsewhere.
     #[error("given up for another try")]
     Superseded,
-    /// Nothing moved for the route's `timeouts.idle`.
-    #[error("idle for too long")]
-    Idle,
+    /// One of the route's limits passed, or the caller's.
+    #[error("cut by a time limit: {0:?}")]
+    Cut(Cut),
 }
 
 /// How far the downstream's request body has come, shared between the body (which moves it) and
@@ -490,7 +489,9 @@ impl Body for ResponseBody {
         match &self.inner {
             Inner::Full(bytes) => bytes.is_none(),
             Inner::Grpc { data, trailers } => data.is_none() && trailers.is_none(),
-            Inner::Upstream(body) => body.peeked.is_none() && body.incoming.is_end_stream(),
+            Inner::Upstream(body) => {
+                body.cut || (body.peeked.is_none() && body.incoming.is_end_stream())
+            }
             Inner::Tunnel(_) => true,
         }
     }
@@ -515,36 +516,41 @@ pub struct UpstreamBody {
     peeked: Option<Frame<Bytes>>,
     lease: Option<Lease>,
     observation: Observation,
-    /// The timer, and how long nothing may move.
-    idle: Option<(Sleep, Duration)>,
+    limits: Option<Limits>,
     last: Mono,
     /// Nothing has come since it was first asked for: what the downstream takes its time for is
     /// no silence of the upstream's.
     waiting: bool,
     upload: Rc<Upload>,
+    grpc: bool,
+    /// Ended by a limit: trailers of ours were its last frame.
+    cut: bool,
 }
 
 impl UpstreamBody {
-    /// Wraps `incoming`, whose head came at `last`. `idle` bounds the time in which nothing moves,
-    /// neither this body nor the `upload` beside it; its timer is set to `last` and that time.
+    /// Wraps `incoming`, whose head came at `last`. `limits` bound how long it may take, with what
+    /// the `upload` beside it moves.
     pub fn new(
         incoming: Incoming,
         peeked: Option<Frame<Bytes>>,
         lease: Lease,
         observation: Observation,
-        idle: Option<(Sleep, Duration)>,
+        limits: Option<Limits>,
         upload: Rc<Upload>,
         last: Mono,
     ) -> Self {
+        let grpc = observation.is_grpc();
         let mut body = Self {
             incoming,
             peeked,
             lease: Some(lease),
             observation,
-            idle,
+            limits,
             last,
             waiting: true,
             upload,
+            grpc,
+            cut: false,
         };
         if body.peeked.is_none() && body.incoming.is_end_stream() {
             // hyper does not poll a body that has nothing to give: it ends here.
@@ -565,6 +571,9 @@ impl UpstreamBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.cut {
+            return Poll::Ready(None);
+        }
         if let Some(frame) = self.peeked.take() {
             if frame.is_trailers() {
                 self.finish(Ending::Complete);
@@ -572,10 +581,16 @@ impl UpstreamBody {
             return Poll::Ready(Some(Ok(frame)));
         }
         match Pin::new(&mut self.incoming).poll_frame(cx) {
-            Poll::Pending => self.poll_idle(cx),
+            Poll::Pending => self.poll_limits(cx),
             Poll::Ready(Some(Ok(frame))) => {
                 self.last = clock::now();
                 self.waiting = false;
+                if let Some(limits) = &mut self.limits {
+                    limits.began();
+                    if let Some(cut) = limits.outlived(self.last) {
+                        return self.cut(cut);
+                    }
+                }
                 if let Some(data) = frame.data_ref() {
                     self.observation.bytes(data.len());
                 } else if let Some(trailers) = frame.trailers_ref() {
@@ -597,22 +612,29 @@ impl UpstreamBody {
         }
     }
 
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some((timer, limit)) = &mut self.idle else {
+    fn poll_limits(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(limits) = &mut self.limits else {
             return Poll::Pending;
         };
         if !self.waiting {
             (self.waiting, self.last) = (true, clock::now());
         }
-        while Pin::new(&mut *timer).poll(cx).is_ready() {
-            let due = self.last.max(self.upload.last_progress()) + *limit;
-            if clock::now() >= due {
-                self.finish(Ending::Idle);
-                return Poll::Ready(Some(Err(BodyError::Idle)));
-            }
-            timer.reset(due);
+        let cut = ready!(limits.poll(self.last, &self.upload, cx));
+        self.cut(cut)
+    }
+
+    /// Ends the response before its end. A gRPC caller is told in trailers, where there can be any.
+    fn cut(&mut self, cut: Cut) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let trailers = self.grpc && self.incoming.size_hint().exact().is_none();
+        self.finish(cut.ending());
+        if !trailers || cut == Cut::Idle {
+            return Poll::Ready(Some(Err(BodyError::Cut(cut))));
         }
-        Poll::Pending
+        self.cut = true;
+        Poll::Ready(Some(Ok(Frame::trailers(respond::cut_trailers(cut)))))
     }
 
     fn finish(&mut self, ending: Ending) {

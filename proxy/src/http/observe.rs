@@ -36,8 +36,29 @@ pub enum Ending {
     UpstreamReset,
     /// Nothing moved for too long.
     Idle,
+    /// A gRPC call had no message in time.
+    Late,
+    /// The stream's life was over.
+    Lifetime,
+    /// The caller's own deadline passed.
+    CallerDeadline,
     /// The downstream went away before the end.
     DownstreamGone,
+}
+
+impl Ending {
+    /// As the access log writes it; none for a proper end.
+    const fn name(self) -> Option<&'static str> {
+        match self {
+            Ending::Complete => None,
+            Ending::UpstreamReset => Some("upstream_reset"),
+            Ending::Idle => Some("idle"),
+            Ending::Late => Some("late"),
+            Ending::Lifetime => Some("lifetime"),
+            Ending::CallerDeadline => Some("caller_deadline"),
+            Ending::DownstreamGone => Some("downstream_gone"),
+        }
+    }
 }
 
 /// Where and when a request came, beside its head.
@@ -131,6 +152,11 @@ impl Observation {
     /// The id that follows the request through the mesh.
     pub fn request_id(&mut self, id: &HeaderValue) {
         self.note(|record| record.request_id = Some(id.clone()));
+    }
+
+    /// Whether it is a gRPC call.
+    pub fn is_grpc(&self) -> bool {
+        self.0.as_ref().is_some_and(|record| record.grpc)
     }
 
     /// Which rule took the request.
@@ -269,7 +295,12 @@ impl Record {
         match ending {
             Ending::Complete => {}
             Ending::UpstreamReset => self.code = self.code.or(Some(ErrorCode::UpstreamReset)),
-            Ending::Idle => self.code = self.code.or(Some(ErrorCode::UpstreamTimeout)),
+            Ending::Idle | Ending::Late | Ending::Lifetime => {
+                self.code = self.code.or(Some(ErrorCode::UpstreamTimeout));
+            }
+            Ending::CallerDeadline => {
+                self.code = self.code.or(Some(ErrorCode::DeadlineExceeded));
+            }
             Ending::DownstreamGone => {}
         }
         self.count(now);
@@ -301,8 +332,10 @@ impl Record {
         }
         match ending {
             Ending::UpstreamReset => Observed::ResetInBody,
-            Ending::Idle => Observed::RequestTimeout,
-            Ending::DownstreamGone => Observed::CallerGone,
+            Ending::Idle | Ending::Late => Observed::RequestTimeout,
+            Ending::CallerDeadline => Observed::CallerDeadline,
+            // A stream that lived too long says nothing of its service.
+            Ending::DownstreamGone | Ending::Lifetime => Observed::CallerGone,
             Ending::Complete => Observed::Head {
                 status: self.status,
                 grpc: self.grpc.then(|| self.grpc_code()),
@@ -408,11 +441,8 @@ impl Record {
         if let Some(id) = self.request_id.as_ref().and_then(|id| id.to_str().ok()) {
             let _ = write!(line, r#","requestId":{}"#, json(id));
         }
-        match ending {
-            Ending::Complete => {}
-            Ending::UpstreamReset => line.extend_from_slice(br#","ending":"upstream_reset""#),
-            Ending::Idle => line.extend_from_slice(br#","ending":"idle""#),
-            Ending::DownstreamGone => line.extend_from_slice(br#","ending":"downstream_gone""#),
+        if let Some(name) = ending.name() {
+            let _ = write!(line, r#","ending":"{name}""#);
         }
         line.extend_from_slice(b"}\n");
     }

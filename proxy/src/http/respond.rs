@@ -8,9 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers;
 use serde::Serialize;
 
+use crate::deadline::Cut;
 use crate::error::ProxyError;
 use crate::http::body::ResponseBody;
 
@@ -95,6 +97,27 @@ fn grpc_error(error: &ProxyError) -> Response<ResponseBody> {
         fields.insert(headers::GRPC_MESSAGE, value);
     }
     response
+}
+
+/// The trailers of a gRPC answer that a time limit ended after its head.
+pub fn cut_trailers(cut: Cut) -> HeaderMap {
+    let code = match cut {
+        Cut::Caller => ErrorCode::DeadlineExceeded,
+        Cut::Idle | Cut::Request | Cut::Stream => ErrorCode::UpstreamTimeout,
+    };
+    let message = match cut {
+        Cut::Caller => "deadline_exceeded: the caller's deadline passed",
+        Cut::Request => "upstream_timeout: no message within timeouts.request",
+        Cut::Stream => "upstream_timeout: timeouts.stream is over",
+        Cut::Idle => "upstream_timeout: nothing moved for timeouts.idle",
+    };
+    let mut trailers = HeaderMap::with_capacity(3);
+    let status = u16::from(code.grpc().number());
+    trailers.insert(headers::GRPC_STATUS, HeaderValue::from(status));
+    trailers.insert(headers::GRPC_MESSAGE, HeaderValue::from_static(message));
+    let code = HeaderValue::from_static(code.as_str());
+    trailers.insert(headers::ERROR, code);
+    trailers
 }
 
 /// A JSON answer.

@@ -11,6 +11,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use bytes::Bytes;
+use outrigger_core::time::Mono;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::http::observe::{Ending, Observation};
@@ -24,23 +25,31 @@ pub struct Tunnel {
     /// What the connection counts against, to be dropped at the end.
     _held: Box<dyn Any>,
     observation: Observation,
-    idle: Option<Duration>,
+    limits: Limits,
+}
+
+/// How long a tunnel may last.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The longest time in which nothing moves either way; none is for ever.
+    pub idle: Option<Duration>,
+    /// When it ends, whatever moves.
+    pub ends: Option<Mono>,
 }
 
 impl Tunnel {
-    /// A tunnel over `upstream`, during which `held` is kept. `idle` bounds the time in which
-    /// nothing moves either way.
+    /// A tunnel over `upstream`, during which `held` is kept, within `limits`.
     pub fn new(
         upstream: Wire,
         held: Box<dyn Any>,
         observation: Observation,
-        idle: Option<Duration>,
+        limits: Limits,
     ) -> Self {
         Self {
             upstream,
             _held: held,
             observation,
-            idle,
+            limits,
         }
     }
 
@@ -53,7 +62,7 @@ impl Tunnel {
     where
         D: AsyncRead + AsyncWrite + Unpin,
     {
-        let after = self.idle;
+        let Limits { idle: after, ends } = self.limits;
         let received = Cell::new(0_u64);
         let moved = |way, count| {
             if way == Way::Received {
@@ -63,16 +72,24 @@ impl Tunnel {
         let none = Bytes::new;
         let idle = Idle { wheel, after };
         let upstream = &mut self.upstream;
-        let ended = copy::both_ways(downstream, none(), upstream, none(), idle, &moved).await;
+        let copying = copy::both_ways(downstream, none(), upstream, none(), idle, &moved);
+        let ended = match ends {
+            None => Some(copying.await),
+            Some(ends) => tokio::select! {
+                ended = copying => Some(ended),
+                () = wheel.sleep_until(ends) => None,
+            },
+        };
         let received = usize::try_from(received.get()).unwrap_or(usize::MAX);
         self.observation.bytes(received);
         self.observation.end(match ended {
-            Ended::Complete => Ending::Complete,
-            Ended::Idle => Ending::Idle,
-            Ended::Reset(Side::A) => Ending::DownstreamGone,
-            Ended::Reset(Side::B) => Ending::UpstreamReset,
+            Some(Ended::Complete) => Ending::Complete,
+            Some(Ended::Idle) => Ending::Idle,
+            Some(Ended::Reset(Side::A)) => Ending::DownstreamGone,
+            Some(Ended::Reset(Side::B)) => Ending::UpstreamReset,
+            None => Ending::Lifetime,
         });
-        let broken = matches!(ended, Ended::Reset(_));
+        let broken = matches!(ended, Some(Ended::Reset(_)));
         if broken {
             self.upstream.reset();
         }

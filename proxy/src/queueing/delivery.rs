@@ -275,7 +275,7 @@ impl Judged {
     fn broken(fields: &HeaderMap, status: StatusCode, error: &BodyError) -> Self {
         let code = match error {
             BodyError::Peer(_) | BodyError::Superseded => ErrorCode::UpstreamReset,
-            BodyError::Idle => ErrorCode::UpstreamTimeout,
+            BodyError::Cut(_) => ErrorCode::UpstreamTimeout,
         };
         Self {
             retry_after: retry_after(fields),

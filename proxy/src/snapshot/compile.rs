@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, Method};
-use outrigger_config::effective::{self, RulePolicy, ServicePolicy};
+use outrigger_config::effective::{self, Origin, RulePolicy, ServicePolicy};
 use outrigger_config::model::{
     AsyncWhen, BalanceAlgorithm, EndpointState, GrpcAck, Locality, MeshService, OnDead,
     PathMatchType, QueueSpec, RetryCondition, RouteMatch, UnknownOutbound, ValueMatchType,
@@ -192,8 +192,10 @@ impl Compiler<'_> {
             timeouts: Timeouts {
                 connect: connect_override(policy),
                 request: *policy.timeouts.request,
+                request_asked: is_of_the_rule(&policy.timeouts.request.origin),
                 per_try: *policy.timeouts.per_try,
                 idle: *policy.timeouts.idle,
+                stream: *policy.timeouts.stream,
             },
             retry: retry_params(policy),
             budget: budget::Params {
@@ -274,8 +276,10 @@ impl Compiler<'_> {
             timeouts: Timeouts {
                 connect: None,
                 request: None,
+                request_asked: false,
                 per_try: None,
                 idle: *defaults.timeouts.idle,
+                stream: None,
             },
             retry: retry::Params {
                 attempts: 0,
@@ -374,11 +378,13 @@ fn connection(policy: &ServicePolicy) -> pool::Params {
 }
 
 fn connect_override(policy: &RulePolicy) -> Option<Duration> {
-    use effective::Origin;
-    match policy.timeouts.connect.origin {
-        Origin::Rule | Origin::RoutePolicy(_) => Some(policy.timeouts.connect.unwrap_or_default()),
-        _ => None,
-    }
+    let connect = &policy.timeouts.connect;
+    is_of_the_rule(&connect.origin).then(|| connect.unwrap_or_default())
+}
+
+/// Whether somebody set it for this rule, and not for everything.
+fn is_of_the_rule(origin: &Origin) -> bool {
+    matches!(origin, Origin::Rule | Origin::RoutePolicy(_))
 }
 
 fn breaker(policy: &ServicePolicy) -> breaker::Params {

@@ -279,10 +279,14 @@ pub struct Timeouts {
     pub connect: Option<Duration>,
     /// Until the response head, retries included.
     pub request: Option<Duration>,
+    /// The rule itself, or a policy for it, sets `request`: it counts for gRPC streams too.
+    pub request_asked: bool,
     /// One attempt until the response head.
     pub per_try: Option<Duration>,
     /// Nothing moves in either direction.
     pub idle: Option<Duration>,
+    /// The whole life of a request, its response and what it may turn into.
+    pub stream: Option<Duration>,
 }
 
 /// When and how calls of a route become messages.
