@@ -11,9 +11,10 @@ use std::time::Duration;
 use crate::config::{MeshConfig, RuleRef};
 use crate::model::{
     AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, ConnectionSpec, DeliverySpec,
-    EjectionSpec, FailureOnSpec, FailureRateSpec, GrpcAck, HealthSpec, IdempotencySpec, LimitsSpec,
-    LoadBalancerSpec, Locality, MeshDefaults, MeshService, OnDead, PermanentSpec, QueueBackend,
-    QueueSpec, RetryBudgetSpec, RetryCondition, RetrySpec, RoutePolicy, Secrets, TimeoutsSpec,
+    EjectionSpec, FailureOnSpec, FailureRateSpec, GrpcAck, HeaderEdits, HealthSpec,
+    IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService, OnDead,
+    PermanentSpec, QueueBackend, QueueSpec, RedirectSpec, RespondStep, RetryBudgetSpec,
+    RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, Secrets, TimeoutsSpec,
     UnknownOutcome,
 };
 use crate::units::{CodeOrClass, Dur, GrpcCode, KeySource, NamespacedName};
@@ -83,6 +84,26 @@ pub struct RulePolicy {
     pub retry: Retry,
     /// Queueing.
     pub async_: Async,
+    /// What else is done with the calls.
+    pub features: Features,
+}
+
+/// What is done with the calls of a rule beside forwarding them. Of each member the most specific
+/// document that has it says all of it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Features {
+    /// Edits of the request's headers.
+    pub request_headers: Option<Setting<HeaderEdits>>,
+    /// Edits of the response's headers.
+    pub response_headers: Option<Setting<HeaderEdits>>,
+    /// A fixed answer.
+    pub respond: Option<Setting<RespondStep>>,
+    /// An answer that sends the caller elsewhere; of the rule only.
+    pub redirect: Option<RedirectSpec>,
+    /// A change of host or path; of the rule only.
+    pub rewrite: Option<RewriteSpec>,
+    /// The prefix that the rule matches, where it is one.
+    pub matched_prefix: Option<String>,
 }
 
 /// Time limits; none is unlimited.
@@ -356,6 +377,18 @@ impl<'a, S> Layers<'a, S> {
         self.field(get, Dur(built_in)).map(|dur| dur.0)
     }
 
+    /// All that the most specific of them says.
+    fn whole(&self) -> Option<Setting<S>>
+    where
+        S: Clone,
+    {
+        let (origin, spec) = self.0.first()?;
+        Some(Setting {
+            value: (*spec).clone(),
+            origin: origin.clone(),
+        })
+    }
+
     fn inner<T>(&self, get: impl Fn(&'a S) -> Option<&'a T>) -> Layers<'a, T> {
         let inner = |(origin, layer): &(Origin, &'a S)| Some((origin.clone(), get(layer)?));
         Layers(self.0.iter().filter_map(inner).collect())
@@ -392,6 +425,7 @@ impl MeshConfig {
                 }),
                 defaults.and_then(|defaults| defaults.async_.as_ref()),
             )),
+            features: features(rule.rule, &policies),
         }
     }
 
@@ -411,6 +445,7 @@ impl MeshConfig {
                 Layers(Vec::new()),
                 defaults.and_then(|defaults| defaults.async_.as_ref()),
             )),
+            features: Features::default(),
         }
     }
 
@@ -528,6 +563,25 @@ fn layers<'a, S>(
         }),
     );
     Layers(layers)
+}
+
+fn features(rule: &Rule, policies: &[(&NamespacedName, &RoutePolicy)]) -> Features {
+    macro_rules! whole {
+        ($member:ident) => {
+            layers(policies, rule.$member.as_ref(), |policy| {
+                policy.$member.as_ref()
+            })
+            .whole()
+        };
+    }
+    Features {
+        request_headers: whole!(request_headers),
+        response_headers: whole!(response_headers),
+        respond: whole!(respond),
+        redirect: rule.redirect.clone(),
+        rewrite: rule.rewrite.clone(),
+        matched_prefix: rule.matched_prefix().map(str::to_owned),
+    }
 }
 
 fn with_defaults<'a, S>(mut layers: Layers<'a, S>, defaults: Option<&'a S>) -> Layers<'a, S> {

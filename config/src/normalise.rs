@@ -132,7 +132,7 @@ fn http_rule(rule: &HttpRouteRule, n: usize, remarks: &mut Remarks) -> Rule {
         }),
         ..Rule::default()
     };
-    filters(&rule.filters, &path, &mut out, remarks);
+    filters(&rule.filters, &FILTERS, &path, &mut out, remarks);
     if rule.backend_refs.is_empty() && out.redirect.is_none() {
         remarks.error(
             "E318",
@@ -165,7 +165,7 @@ fn grpc_rule(rule: &GrpcRouteRule, n: usize, remarks: &mut Remarks) -> Rule {
         backends: backends(&rule.backend_refs, &path, remarks),
         ..Rule::default()
     };
-    filters(&rule.filters, &path, &mut out, remarks);
+    filters(&rule.filters, &GRPC_FILTERS, &path, &mut out, remarks);
     if rule.backend_refs.is_empty() {
         remarks.error(
             "E318",
@@ -218,10 +218,27 @@ const FILTERS: [&str; 5] = [
     "URLRewrite",
 ];
 
-fn filters(filters: &[HttpRouteFilter], path: &str, rule: &mut Rule, remarks: &mut Remarks) {
+/// A gRPC call has no path to edit and follows no redirect.
+const GRPC_FILTERS: [&str; 3] = [
+    "RequestHeaderModifier",
+    "ResponseHeaderModifier",
+    "RequestMirror",
+];
+
+fn filters(
+    filters: &[HttpRouteFilter],
+    supported: &[&str],
+    path: &str,
+    rule: &mut Rule,
+    remarks: &mut Remarks,
+) {
     for (n, filter) in filters.iter().enumerate() {
         let path = format!("{path}.filters[{n}]");
-        let found = match filter.type_.as_str() {
+        let kind = filter.type_.as_str();
+        let found = match Some(kind)
+            .filter(|kind| supported.contains(kind))
+            .unwrap_or_default()
+        {
             "RequestHeaderModifier" => {
                 rule.request_headers = filter.request_header_modifier.as_ref().map(edits);
                 rule.request_headers.is_some()
@@ -250,11 +267,11 @@ fn filters(filters: &[HttpRouteFilter], path: &str, rule: &mut Rule, remarks: &m
                 });
                 mirror.is_some()
             }
-            other => {
+            _ => {
                 let message = format!(
                     "the filter {:?} is not supported; supported are {}",
-                    crate::tree::shorten(other),
-                    FILTERS.join(", ")
+                    crate::tree::shorten(kind),
+                    supported.join(", ")
                 );
                 remarks.error("E312", format!("{path}.type"), message);
                 continue;

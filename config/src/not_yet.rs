@@ -18,10 +18,6 @@ const OF_A_RULE: &[&str] = &[
     "async.idempotency.header",
     "async.idempotency.onUnknown",
     "onUnavailable",
-    "requestHeaders",
-    "responseHeaders",
-    "redirect",
-    "rewrite",
     "mirror",
     "fault",
     "cache",
@@ -56,7 +52,7 @@ const OF_A_QUEUE: &[&str] = &[
 ];
 
 /// Paths under a Gateway API rule.
-const OF_A_GATEWAY_RULE: &[&str] = &["filters"];
+const OF_A_GATEWAY_RULE: &[&str] = &["filters[*].requestMirror"];
 
 /// Keys of a sidecar's bootstrap file.
 pub(crate) const OF_A_PROXY: &[&str] = &["identity", "tracing"];

@@ -622,15 +622,32 @@ fn warnings() {
         &["2 @rules spec.rules: 17 rules: a cluster takes at most 16"],
     );
     check(
+        "E322",
+        &route(
+            "{redirect: {scheme: ftp}},\n{matches: [{path: {type: Exact, value: /a}}], rewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /b}}},\n{matches: [{method: GET}], rewrite: {path: {type: ReplaceFullPath, replaceFullPath: b}}},\n{matches: [{method: PUT}], rewrite: {path: {type: ReplaceFullPath, replacePrefixMatch: /b}}}",
+        ),
+        &[
+            "3 @ftp spec.rules[0].redirect.scheme: expected http or https, found \"ftp\"",
+            "4 @/b spec.rules[1].rewrite.path.replacePrefixMatch: all matches of the rule must be of one and the same PathPrefix",
+            "5 @b spec.rules[2].rewrite.path.replaceFullPath: expected a path that begins with \"/\", without a query",
+            "6 @path spec.rules[3].rewrite.path: the type ReplaceFullPath needs replaceFullPath and nothing else",
+        ],
+    );
+    check(
+        "E323",
+        &route("{respond: {status: 503}, redirect: {statusCode: 301}}"),
+        &["3 @respond spec.rules[0].respond: redirect and respond exclude each other"],
+    );
+    check(
         "W305",
         &doc("MeshService", "a", "{}"),
         &["1 @spec spec: no discovery: the service has no endpoints"],
     );
     check(
         "W401",
-        &route("{cache: {}, async: {when: Shadow}}"),
+        &route("{contract: {jsonSchema: a}, async: {when: Shadow}}"),
         &[
-            "3 @cache spec.rules[0].cache: not yet in effect",
+            "3 @contract spec.rules[0].contract: not yet in effect",
             "3 @Shadow spec.rules[0].async.when: not yet in effect",
         ],
     );

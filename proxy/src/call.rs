@@ -16,8 +16,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, COOKIE, EXPECT, HOST};
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderValue, Response, request};
+use http::{HeaderMap, HeaderValue, Response, Uri, request};
 use http_body::Body as _;
+use outrigger_core::edit::HeaderEdits;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers::{self, StripPolicy};
 use outrigger_core::host::parse_authority;
@@ -36,6 +37,7 @@ use crate::http::observe::{Arrival, Observation};
 use crate::http::respond;
 use crate::http::switch::Switch;
 use crate::listener::Direction;
+use crate::snapshot::features::Rewrite;
 use crate::snapshot::{Route, Service, Snapshot};
 use crate::upstream::connect::Protocol;
 use crate::upstream::endpoint::EndpointUse;
@@ -328,6 +330,25 @@ impl Call {
         }
         self.keyed = fields.contains_key(headers::IDEMPOTENCY_KEY);
         self.prepared = fields;
+    }
+
+    /// Edits the fields that every attempt sends, once they are prepared.
+    pub fn edit_headers(&mut self, edits: &HeaderEdits) {
+        edits.apply(&mut self.prepared);
+    }
+
+    /// Changes host and path of what is sent, once the headers are prepared.
+    pub fn rewrite(&mut self, rewrite: &Rewrite) {
+        if let Some(host) = &rewrite.host {
+            self.authority = Some(host.clone());
+        }
+        let Some(edit) = &rewrite.path else { return };
+        let uri = &self.parts.uri;
+        let target = edit.apply_to_target(uri.path(), uri.query());
+        // A path that was checked, with the end and the query of one that was screened.
+        if let Ok(target) = PathAndQuery::try_from(target) {
+            self.parts.uri = Uri::from(target);
+        }
     }
 
     /// Whether it goes to a destination outside the mesh, which is told nothing of ours.

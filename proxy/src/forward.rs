@@ -24,6 +24,7 @@ use crate::connect;
 use crate::deadline::Deadline;
 use crate::destination;
 use crate::error::ProxyError;
+use crate::features;
 use crate::http::body::{ResponseBody, UpstreamBody};
 use crate::http::context::Connection;
 use crate::http::incoming::Incoming;
@@ -72,7 +73,7 @@ async fn outbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBo
     if queueing::status::is_ours(call.parts.uri.path()) {
         return queueing::status::serve(call).await;
     }
-    let mut payload = Payload::Downstream(body);
+    let payload = Payload::Downstream(body);
     let (service, route) = match destination::outbound(call).await {
         Ok(found) => found,
         Err(refused) => {
@@ -80,12 +81,31 @@ async fn outbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBo
             return Err(refused);
         }
     };
-    let plan = queueing::accept::decide(call, &route, &payload)
-        .inspect_err(|_| call.observation.routed(&service, &route))?;
+    match &route.features {
+        None => queue_or_exchange(call, &service, &route, payload).await,
+        // Boxed: most routes have none.
+        Some(features) => {
+            Box::pin(features::serve(call, &service, &route, features, payload)).await
+        }
+    }
+}
+
+/// A call becomes a message, or is answered while its caller waits.
+///
+/// # Errors
+/// What to answer when neither is possible.
+pub async fn queue_or_exchange(
+    call: &mut Call,
+    service: &Arc<Service>,
+    route: &Arc<Route>,
+    mut payload: Payload,
+) -> Result<Response<ResponseBody>, ProxyError> {
+    let plan = queueing::accept::decide(call, route, &payload)
+        .inspect_err(|_| call.observation.routed(service, route))?;
     let skipped = match plan {
         queueing::accept::Plan::Synchronous { skipped } => skipped,
         queueing::accept::Plan::Enqueue(plan) => {
-            match queueing::accept::enqueue(call, &service, &route, *plan, payload).await? {
+            match queueing::accept::enqueue(call, service, route, *plan, payload).await? {
                 queueing::accept::Accepted::Answer(response) => return Ok(response),
                 // The body turned out to be too long for a message of a `Preferred` route.
                 queueing::accept::Accepted::Synchronous {
@@ -98,7 +118,7 @@ async fn outbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBo
             }
         }
     };
-    let mut response = exchange(call, &service, &route, payload).await?;
+    let mut response = exchange(call, service, route, payload).await?;
     if let Some(reason) = skipped {
         response
             .headers_mut()
@@ -133,6 +153,9 @@ pub async fn exchange(
         return Err(refused);
     }
     call.prepare_headers();
+    if let Some(features) = &route.features {
+        features::prepare(call, features);
+    }
     let mut body = call.body(payload, route);
     let deadline = Deadline::new(call, route);
     let mut resent = 0;

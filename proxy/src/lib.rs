@@ -20,6 +20,7 @@ pub mod deadline;
 pub mod destination;
 pub mod drain;
 pub mod error;
+pub mod features;
 pub mod forward;
 pub mod http;
 pub mod http1;

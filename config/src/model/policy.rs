@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AuthorizationAction, CacheSpec, ContractSpec, FallbackStep, FaultSpec, HeaderEdits,
-    IdempotencySpec, MirrorSpec, PathMatch, RateLimitSpec,
+    IdempotencySpec, MirrorSpec, PathMatch, RateLimitSpec, RespondStep,
 };
 use crate::units::{ByteSize, CodeOrClass, Dur, GrpcCode, KeySource, Percent, Reference};
 
@@ -225,6 +225,8 @@ pub struct RoutePolicy {
     pub request_headers: Option<HeaderEdits>,
     /// Edits of the response's headers.
     pub response_headers: Option<HeaderEdits>,
+    /// A fixed answer; no service is asked.
+    pub respond: Option<RespondStep>,
     /// A copy of some requests.
     pub mirror: Option<MirrorSpec>,
     /// Faults on purpose.

@@ -21,6 +21,14 @@ pub struct MeshRoute {
     pub rules: Vec<Rule>,
 }
 
+impl Rule {
+    /// The path prefix that all matches of the rule ask for, which `ReplacePrefixMatch` replaces;
+    /// none when they differ or ask for something else.
+    pub fn matched_prefix(&self) -> Option<&str> {
+        crate::validate::matched_prefix(&self.matches)
+    }
+}
+
 /// What is matched, where it goes, and how.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -55,6 +63,8 @@ pub struct Rule {
     pub response_headers: Option<HeaderEdits>,
     /// An answer that sends the caller elsewhere.
     pub redirect: Option<RedirectSpec>,
+    /// A fixed answer; no service is asked.
+    pub respond: Option<RespondStep>,
     /// A change of the request's host or path.
     pub rewrite: Option<RewriteSpec>,
     /// A copy of some requests, whose answer is ignored.
@@ -293,16 +303,16 @@ pub struct HeaderEdits {
     pub remove: Vec<String>,
 }
 
-/// An answer that sends the caller elsewhere, as in Gateway API.
+/// An answer that sends the caller elsewhere, as in Gateway API. The query stays.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RedirectSpec {
-    /// Default: the request's.
+    /// `http` or `https`. Default: the request's.
     pub scheme: Option<String>,
     /// Default: the request's.
     #[schemars(extend("format" = "hostname"))]
     pub hostname: Option<String>,
-    /// Default: the request's.
+    /// Default: that of `scheme` where it is set, else the request's.
     #[schemars(extend("format" = "port"))]
     pub port: Option<u16>,
     /// Default: the request's.
@@ -332,7 +342,7 @@ pub struct PathEdit {
     pub type_: PathEditType,
     /// The whole new path.
     pub replace_full_path: Option<String>,
-    /// In place of the prefix that matched.
+    /// In place of the prefix that matched; the rule's matches must agree on one prefix.
     pub replace_prefix_match: Option<String>,
 }
 

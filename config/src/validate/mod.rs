@@ -3,6 +3,7 @@
 //! Owns every check from E201 on. Each reads the typed config and names a path; the place comes from
 //! the document's tree. A document that failed before is not in the config, but its name is known.
 
+mod edits;
 mod policies;
 mod routes;
 mod rules;
@@ -14,6 +15,8 @@ use crate::load::{Doc, Docs};
 use crate::report::{Problem, Severity};
 use crate::suggest::closest;
 use crate::units::NamespacedName;
+
+pub(crate) use edits::matched_prefix;
 
 /// Adds every problem of `config` to `problems`.
 pub(crate) fn validate(config: &MeshConfig, docs: &Docs, problems: &mut Vec<Problem>) {

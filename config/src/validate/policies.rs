@@ -74,6 +74,7 @@ impl Checks<'_> {
             self.rate_limit(at, "spec", policy.rate_limit.as_ref());
             self.contract(at, "spec", policy.contract.as_ref());
             self.fallback(at, "spec", policy.on_unavailable.as_deref());
+            self.respond(at, "spec.respond", policy.respond.as_ref());
             self.mirror(at, "spec", policy.mirror.as_ref());
             self.headers(at, "spec.requestHeaders", policy.request_headers.as_ref());
             self.headers(at, "spec.responseHeaders", policy.response_headers.as_ref());

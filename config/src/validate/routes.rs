@@ -135,6 +135,7 @@ impl<'a> Checks<'a> {
             &format!("{base}.responseHeaders"),
             rule.response_headers.as_ref(),
         );
+        self.answers(at, &base, rule);
         self.unsafe_retry(at, &base, rule);
         self.effective(at, &base, rule_ref, route);
     }

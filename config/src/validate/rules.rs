@@ -115,6 +115,8 @@ impl Checks<'_> {
                 let path = format!("{base}.onUnavailable[{n}].service");
                 self.exists(at, "E201", &path, Kind::MeshService, &service.target());
             }
+            let path = format!("{base}.onUnavailable[{n}].respond");
+            self.respond(at, &path, step.respond.as_ref());
         }
     }
 

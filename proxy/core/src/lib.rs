@@ -7,7 +7,7 @@
 //!
 //! In reading order, along the life of a request: [`sniff`] tells the protocol, [`http1`] reads
 //! and writes messages, [`path`] gives every spelling one form, [`host`] and [`route`] choose the
-//! rule, [`deadline`] and [`limit`] bound it, [`balance`] with [`ejection`] chooses the endpoint,
+//! rule, [`edit`] changes what the rule says, [`deadline`] and [`limit`] bound it, [`balance`] with [`ejection`] chooses the endpoint,
 //! [`breaker`] admits, [`outcome`] classifies what came back, [`retry`] with [`budget`] and
 //! [`backoff`] decides about another try. [`redelivery`] is the same for a message. [`headers`]
 //! and [`error_code`] are the words on the wire.
@@ -15,6 +15,7 @@
 pub mod time;
 
 pub mod client_hello;
+pub mod edit;
 pub mod error_code;
 pub mod grpc;
 pub mod headers;

@@ -10,11 +10,13 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers;
+use outrigger_core::outcome::GrpcCode;
 use serde::Serialize;
 
 use crate::deadline::Cut;
 use crate::error::ProxyError;
 use crate::http::body::ResponseBody;
+use crate::snapshot::features::Respond;
 
 /// The Internet media type of RFC 9457.
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
@@ -86,16 +88,9 @@ fn problem(error: &ProxyError, about: About<'_>) -> Response<ResponseBody> {
 
 fn grpc_error(error: &ProxyError) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::full(Bytes::new()));
-    let fields = response.headers_mut();
-    fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    fields.insert(
-        headers::GRPC_STATUS,
-        HeaderValue::from(u16::from(error.grpc.unwrap_or(error.code.grpc()).number())),
-    );
+    let code = error.grpc.unwrap_or(error.code.grpc());
     let message = format!("{}: {}", error.code.as_str(), error.detail);
-    if let Ok(value) = HeaderValue::from_str(&percent_encode(&message)) {
-        fields.insert(headers::GRPC_MESSAGE, value);
-    }
+    grpc_status(response.headers_mut(), code, &percent_encode(&message));
     response
 }
 
@@ -139,6 +134,34 @@ pub fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<ResponseBody
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);
     response
+}
+
+/// A fixed answer of the config. A gRPC caller gets the status that stands for it, with the body as
+/// its message.
+pub fn fixed(fixed: &Respond, grpc: bool) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::full(Bytes::new()));
+    if grpc {
+        let code = GrpcCode::from_http(fixed.status);
+        let message = percent_encode(&String::from_utf8_lossy(&fixed.body));
+        grpc_status(response.headers_mut(), code, &message);
+        return response;
+    }
+    *response.body_mut() = ResponseBody::full(fixed.body.clone());
+    *response.status_mut() = fixed.status;
+    if !fixed.body.is_empty() {
+        let fields = response.headers_mut();
+        fields.insert(CONTENT_TYPE, fixed.content_type.clone());
+    }
+    response
+}
+
+fn grpc_status(fields: &mut HeaderMap, code: GrpcCode, message: &str) {
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let code = HeaderValue::from(u16::from(code.number()));
+    fields.insert(headers::GRPC_STATUS, code);
+    if let Ok(value) = HeaderValue::from_str(message) {
+        fields.insert(headers::GRPC_MESSAGE, value);
+    }
 }
 
 /// The gRPC answer to a call that was accepted as a message: one empty message, status OK, and

@@ -32,6 +32,7 @@ use crate::app::Shared;
 use crate::destination::protocol;
 use crate::queueing::ordering::OrderingKey;
 use crate::snapshot::addresses::{Addresses, Ports};
+use crate::snapshot::features;
 use crate::snapshot::live::{AdminState, EndpointSpec, ServiceState};
 use crate::snapshot::{
     Algorithm, Async, Backend, Queue, Route, Secrets, Service, ServiceMetrics, Snapshot, Timeouts,
@@ -204,6 +205,7 @@ impl Compiler<'_> {
                 ..budget::Params::default()
             },
             asynchronous: asynchronous(policy, service),
+            features: features::compile(&policy.features),
             state: self.shared.live.route(&format!("{service} {name}")),
             duration: self
                 .shared
@@ -287,6 +289,7 @@ impl Compiler<'_> {
             },
             budget: budget::Params::default(),
             asynchronous: None,
+            features: None,
             state: self.shared.live.route(state),
             duration: self
                 .shared

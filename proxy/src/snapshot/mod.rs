@@ -6,6 +6,7 @@
 
 pub mod addresses;
 pub mod compile;
+pub mod features;
 pub mod live;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,6 +22,7 @@ use outrigger_core::{balance, breaker, budget, ejection, redelivery, retry};
 
 use crate::queueing::ordering::OrderingKey;
 use crate::snapshot::addresses::{Addresses, Ports};
+use crate::snapshot::features::Features;
 use crate::snapshot::live::{AdminState, EndpointSet, RouteState, ServiceState};
 use crate::telemetry::metrics::Histogram;
 use crate::upstream::connect::Protocol;
@@ -257,6 +259,8 @@ pub struct Route {
     pub budget: budget::Params,
     /// When calls become messages.
     pub asynchronous: Option<Async>,
+    /// What else the rule does; none for most.
+    pub features: Option<Box<Features>>,
     /// What outlives this snapshot.
     pub state: Arc<RouteState>,
     /// Latency, from head to end.

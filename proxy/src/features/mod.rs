@@ -1,0 +1,53 @@
+//! What a rule does with a call beside forwarding it, in the order in which it does it.
+//!
+//! `forward` comes here only for routes that ask for something, and before the call is queued or
+//! sent: answered at once, edited, and the answer edited on its way back. Each step is a file of
+//! its own. Stands on the life of a request; a delivery meets [`prepare`] only.
+
+mod direct;
+
+use std::sync::Arc;
+
+use http::Response;
+
+use crate::call::{Call, Payload};
+use crate::error::ProxyError;
+use crate::forward;
+use crate::http::body::ResponseBody;
+use crate::snapshot::features::Features;
+use crate::snapshot::{Route, Service};
+
+/// Serves a call of a route that does more than forward.
+///
+/// # Errors
+/// What to answer when there is no answer.
+pub async fn serve(
+    call: &mut Call,
+    service: &Arc<Service>,
+    route: &Arc<Route>,
+    features: &Features,
+    payload: Payload,
+) -> Result<Response<ResponseBody>, ProxyError> {
+    call.observation.routed(service, route);
+    let mut response = match &features.direct {
+        Some(answer) => {
+            payload.discard();
+            direct::answer(call, answer)
+        }
+        None => forward::queue_or_exchange(call, service, route, payload).await?,
+    };
+    if let Some(edits) = &features.response_headers {
+        edits.apply(response.headers_mut());
+    }
+    Ok(response)
+}
+
+/// Edits what goes to the service; the route was chosen by what came.
+pub fn prepare(call: &mut Call, features: &Features) {
+    if let Some(edits) = &features.request_headers {
+        call.edit_headers(edits);
+    }
+    if let Some(rewrite) = &features.rewrite {
+        call.rewrite(rewrite);
+    }
+}

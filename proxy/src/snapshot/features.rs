@@ -1,0 +1,151 @@
+//! What a rule does with its calls beside forwarding them, compiled.
+//!
+//! A route that asks for none of it has none: its requests pay one branch. Parameters only; what
+//! outlives a snapshot is [`RouteState`](crate::snapshot::live::RouteState)'s. Stands on the life
+//! of a config update.
+
+use bytes::Bytes;
+use http::uri::Authority;
+use http::{HeaderName, HeaderValue, StatusCode};
+use outrigger_config::effective;
+use outrigger_config::model::{self, PathEditType};
+use outrigger_core::edit::{HeaderEdits, PathEdit, Redirect};
+
+/// Everything a rule does beside forwarding.
+#[derive(Default)]
+pub struct Features {
+    /// An answer without asking any service.
+    pub direct: Option<Direct>,
+    /// Edits of what goes to the service.
+    pub request_headers: Option<HeaderEdits>,
+    /// Edits of what goes to the caller.
+    pub response_headers: Option<HeaderEdits>,
+    /// A change of host or path.
+    pub rewrite: Option<Rewrite>,
+}
+
+/// An answer that needs no service.
+pub enum Direct {
+    /// Sends the caller elsewhere.
+    Redirect(StatusCode, Redirect),
+    /// Says always the same.
+    Respond(Respond),
+}
+
+/// A fixed answer.
+pub struct Respond {
+    /// The status.
+    pub status: StatusCode,
+    /// The body; empty for statuses that have none.
+    pub body: Bytes,
+    /// What the body is.
+    pub content_type: HeaderValue,
+}
+
+/// A change of host or path.
+pub struct Rewrite {
+    /// The new host.
+    pub host: Option<Authority>,
+    /// The new path.
+    pub path: Option<PathEdit>,
+}
+
+/// The features of a rule; none when it has none.
+pub fn compile(policy: &effective::Features) -> Option<Box<Features>> {
+    let effective::Features {
+        request_headers,
+        response_headers,
+        respond,
+        redirect,
+        rewrite,
+        matched_prefix,
+    } = policy;
+    let prefix = matched_prefix.as_deref();
+    let redirected = redirect.as_ref().map(|spec| compile_redirect(spec, prefix));
+    let responded = respond
+        .as_ref()
+        .map(|spec| Direct::Respond(compile_respond(spec)));
+    let features = Features {
+        direct: redirected.or(responded),
+        request_headers: request_headers.as_deref().map(edits),
+        response_headers: response_headers.as_deref().map(edits),
+        rewrite: rewrite.as_ref().map(|spec| Rewrite {
+            host: spec.hostname.as_deref().and_then(authority),
+            path: spec.path.as_ref().and_then(|edit| path_edit(edit, prefix)),
+        }),
+    };
+    features.any().then(|| Box::new(features))
+}
+
+impl Features {
+    fn any(&self) -> bool {
+        let Self {
+            direct,
+            request_headers,
+            response_headers,
+            rewrite,
+        } = self;
+        direct.is_some()
+            || request_headers.is_some()
+            || response_headers.is_some()
+            || rewrite.is_some()
+    }
+}
+
+// Names, values, hosts and paths were checked; what is wrong all the same is left out.
+
+fn edits(spec: &model::HeaderEdits) -> HeaderEdits {
+    let name = |name: &String| HeaderName::from_bytes(name.as_bytes()).ok();
+    let field = |(key, value): (&String, &String)| {
+        let value = HeaderValue::from_bytes(value.as_bytes()).ok()?;
+        Some((name(key)?, value))
+    };
+    HeaderEdits {
+        remove: spec.remove.iter().filter_map(name).collect(),
+        set: spec.set.iter().filter_map(field).collect(),
+        add: spec.add.iter().filter_map(field).collect(),
+    }
+}
+
+fn compile_redirect(spec: &model::RedirectSpec, prefix: Option<&str>) -> Direct {
+    let status = spec.status_code.unwrap_or(302);
+    let redirect = Redirect {
+        scheme: spec.scheme.clone(),
+        host: spec.hostname.clone(),
+        port: spec.port,
+        path: spec.path.as_ref().and_then(|edit| path_edit(edit, prefix)),
+    };
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::FOUND);
+    Direct::Redirect(status, redirect)
+}
+
+fn compile_respond(spec: &model::RespondStep) -> Respond {
+    let status = StatusCode::from_u16(spec.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let bodiless = matches!(
+        status,
+        StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED
+    );
+    let body = spec.body.clone().filter(|_| !bodiless).unwrap_or_default();
+    let given = spec.content_type.as_deref();
+    Respond {
+        status,
+        body: Bytes::from(body),
+        content_type: given
+            .and_then(|kind| HeaderValue::from_str(kind).ok())
+            .unwrap_or(HeaderValue::from_static("text/plain; charset=utf-8")),
+    }
+}
+
+fn path_edit(spec: &model::PathEdit, prefix: Option<&str>) -> Option<PathEdit> {
+    match spec.type_ {
+        PathEditType::ReplaceFullPath => spec.replace_full_path.clone().map(PathEdit::Full),
+        PathEditType::ReplacePrefixMatch => Some(PathEdit::Prefix {
+            matched: prefix?.to_owned(),
+            replacement: spec.replace_prefix_match.clone()?,
+        }),
+    }
+}
+
+fn authority(host: &str) -> Option<Authority> {
+    Authority::try_from(host).ok()
+}

@@ -1,0 +1,3 @@
+//! What a rule does with its calls beside forwarding them, through one real sidecar.
+
+mod edits;
