@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::config::{MeshConfig, RuleRef};
 use crate::model::{
     AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, ConnectionSpec, DeliverySpec,
-    EjectionSpec, FailureOnSpec, FailureRateSpec, GrpcAck, HeaderEdits, HealthSpec,
+    EjectionSpec, FailureOnSpec, FailureRateSpec, FaultSpec, GrpcAck, HeaderEdits, HealthSpec,
     IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService, OnDead,
     PermanentSpec, QueueBackend, QueueSpec, RedirectSpec, RespondStep, RetryBudgetSpec,
     RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, Secrets, TimeoutsSpec,
@@ -96,6 +96,8 @@ pub struct Features {
     pub request_headers: Option<Setting<HeaderEdits>>,
     /// Edits of the response's headers.
     pub response_headers: Option<Setting<HeaderEdits>>,
+    /// Faults on purpose.
+    pub fault: Option<Setting<FaultSpec>>,
     /// A fixed answer.
     pub respond: Option<Setting<RespondStep>>,
     /// An answer that sends the caller elsewhere; of the rule only.
@@ -577,6 +579,7 @@ fn features(rule: &Rule, policies: &[(&NamespacedName, &RoutePolicy)]) -> Featur
     Features {
         request_headers: whole!(request_headers),
         response_headers: whole!(response_headers),
+        fault: whole!(fault),
         respond: whole!(respond),
         redirect: rule.redirect.clone(),
         rewrite: rule.rewrite.clone(),

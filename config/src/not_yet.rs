@@ -19,7 +19,6 @@ const OF_A_RULE: &[&str] = &[
     "async.idempotency.onUnknown",
     "onUnavailable",
     "mirror",
-    "fault",
     "cache",
 ];
 

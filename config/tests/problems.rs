@@ -634,6 +634,11 @@ fn warnings() {
         ],
     );
     check(
+        "E105",
+        &route("{fault: {abort: {percent: 1, status: 503, grpc: UNAVAILABLE}}}"),
+        &["3 @abort spec.rules[0].fault.abort: exactly one of status, grpc must be set"],
+    );
+    check(
         "E323",
         &route("{respond: {status: 503}, redirect: {statusCode: 301}}"),
         &["3 @respond spec.rules[0].respond: redirect and respond exclude each other"],

@@ -23,9 +23,11 @@ use crate::call::Call;
 use crate::clock;
 use crate::deadline::Deadline;
 use crate::error::chain;
+use crate::features::fault;
 use crate::http::body::{RequestBody, Upload};
 use crate::http::incoming::Incoming;
 use crate::snapshot::Service;
+use crate::snapshot::features::Fault;
 use crate::upstream::connect::Target;
 use crate::upstream::endpoint::EndpointUse;
 use crate::upstream::pool::{self, Lease, SendError};
@@ -44,6 +46,8 @@ pub struct Window<'a> {
     pub per_try: Option<Duration>,
     /// How to connect.
     pub connection: pool::Params,
+    /// What may stand in for the try.
+    pub fault: Option<&'a Fault>,
 }
 
 /// A response head, with everything that lives as long as its body.
@@ -73,6 +77,8 @@ pub struct Failure {
     /// A pooled connection closed under the request, without a byte of an answer: most likely it
     /// had closed before.
     pub stale: bool,
+    /// A fault on purpose: says nothing of the service.
+    pub injected: bool,
 }
 
 impl Failure {
@@ -82,6 +88,15 @@ impl Failure {
             detail,
             unsent: None,
             stale: false,
+            injected: false,
+        }
+    }
+
+    /// A try that a fault on purpose stood in for.
+    pub fn injected(observed: Observed, detail: &str) -> Self {
+        Self {
+            injected: true,
+            ..Self::new(observed, detail.to_owned())
         }
     }
 
@@ -105,8 +120,9 @@ impl Failure {
             Observed::Unsent
             | Observed::RefusedStream
             | Observed::ResetBeforeResponse
-            | Observed::ResetInBody
-            | Observed::Head { .. } => ErrorCode::UpstreamReset,
+            | Observed::ResetInBody => ErrorCode::UpstreamReset,
+            // A head is a failure only when nobody sent it.
+            Observed::Head { .. } => ErrorCode::FaultInjected,
         }
     }
 }
@@ -169,10 +185,17 @@ pub async fn attempt(
     may_retry: bool,
 ) -> Result<Answer, Failure> {
     let addr = endpoint.addr();
-    // A try that finds nobody, or hears nothing, is a try as well.
-    service.metrics.attempts.increment(1);
     let per_try = window.per_try.map(|limit| window.now + limit);
     let mut timer = Timer::new(call, window.deadline, per_try);
+    if let Some(fault) = window.fault {
+        // Boxed: rare. The endpoint is given back as it was, for it was not asked.
+        if let Err(injected) = Box::pin(fault::inject(call, fault, &mut timer)).await {
+            return Err(injected.unsent(Box::new(body)));
+        }
+        endpoint.restart(clock::now());
+    }
+    // A try that finds nobody, or hears nothing, is a try as well.
+    service.metrics.attempts.increment(1);
     let target = Target {
         addr,
         protocol: call.protocol(&endpoint),
@@ -322,7 +345,7 @@ fn classify(call: &Call, addr: SocketAddr, error: SendError, reused: bool) -> Fa
 }
 
 /// One timer for all limits of a try.
-struct Timer<'a> {
+pub struct Timer<'a> {
     deadline: &'a Deadline,
     per_try: Option<Mono>,
     sleep: Option<Sleep>,
@@ -352,7 +375,7 @@ impl<'a> Timer<'a> {
     ///
     /// # Errors
     /// What it means that the limit passed.
-    async fn guard<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Observed> {
+    pub async fn guard<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Observed> {
         let mut work = pin!(work);
         std::future::poll_fn(|cx| {
             if let Poll::Ready(done) = work.as_mut().poll(cx) {

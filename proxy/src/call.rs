@@ -78,6 +78,8 @@ pub struct Call {
     pub endpoint: Option<SocketAddr>,
     /// Whether the breaker let it through as a probe.
     pub probe: bool,
+    /// Whether faults of its route may meet it.
+    pub faulty: bool,
     caller_timeout: Option<Duration>,
     prepared: HeaderMap,
     /// The request carries an idempotency key.
@@ -154,6 +156,7 @@ impl Call {
             request_timeout: None,
             endpoint: None,
             probe: false,
+            faulty: false,
             prepared: HeaderMap::new(),
             keyed: false,
             authority: None,
@@ -330,6 +333,11 @@ impl Call {
         }
         self.keyed = fields.contains_key(headers::IDEMPOTENCY_KEY);
         self.prepared = fields;
+    }
+
+    /// The fields that every attempt sends, once they are prepared.
+    pub fn fields(&self) -> &HeaderMap {
+        &self.prepared
     }
 
     /// Edits the fields that every attempt sends, once they are prepared.

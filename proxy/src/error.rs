@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::outcome::GrpcCode;
 
@@ -28,6 +29,8 @@ pub struct ProxyError {
     pub detail: String,
     /// When trying again may help.
     pub retry_after: Option<Duration>,
+    /// What an HTTP caller is told instead of the code's own status.
+    pub status: Option<StatusCode>,
     /// What a gRPC caller is told instead of the code's own status.
     pub grpc: Option<GrpcCode>,
 }
@@ -40,6 +43,7 @@ impl ProxyError {
             side: Side::Local,
             detail: detail.into(),
             retry_after: None,
+            status: None,
             grpc: None,
         }
     }
@@ -51,6 +55,7 @@ impl ProxyError {
             side: Side::Upstream,
             detail: detail.into(),
             retry_after: None,
+            status: None,
             grpc: None,
         }
     }
@@ -62,6 +67,7 @@ impl ProxyError {
             side: Side::Downstream,
             detail: detail.into(),
             retry_after: None,
+            status: None,
             grpc: None,
         }
     }
@@ -70,6 +76,13 @@ impl ProxyError {
     #[must_use]
     pub fn grpc(mut self, status: GrpcCode) -> Self {
         self.grpc = Some(status);
+        self
+    }
+
+    /// Answers with these instead of the code's own.
+    #[must_use]
+    pub fn answered(mut self, status: StatusCode, grpc: Option<GrpcCode>) -> Self {
+        (self.status, self.grpc) = (Some(status), grpc);
         self
     }
 

@@ -186,6 +186,7 @@ pub async fn exchange(
             deadline: &deadline,
             per_try: route.timeouts.per_try,
             connection: target.connection_for(route),
+            fault: features::fault::of(call, route),
         };
         let mut outcome =
             attempt::attempt(call, &target, endpoint, body.take(), &window, may_retry).await;
@@ -386,7 +387,7 @@ fn skipped(reason: StopReason) -> HeaderValue {
 
 /// No answer came: what to tell the caller.
 fn give_up(call: &mut Call, failure: Failure, stop: StopReason) -> ProxyError {
-    let seen = if failure.stale {
+    let seen = if failure.stale || failure.injected {
         Observed::Unsent
     } else {
         failure.observed
@@ -397,5 +398,9 @@ fn give_up(call: &mut Call, failure: Failure, stop: StopReason) -> ProxyError {
     if matches!(stop, StopReason::BodyTooLarge | StopReason::BudgetExhausted) {
         detail = format!("{detail}; not retried: {}", stop.as_str());
     }
-    ProxyError::upstream(code, detail)
+    let error = ProxyError::upstream(code, detail);
+    match failure.observed {
+        Observed::Head { status, grpc } => error.answered(status, grpc),
+        _ => error,
+    }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Empty;
 use super::policy::{AsyncSpec, RetrySpec, TimeoutsSpec};
-use crate::units::{Dur, KeySource, Percent, Reference};
+use crate::units::{ByteSize, Dur, KeySource, Percent, Reference};
 
 /// The rules for the traffic of some services; HTTPRoute and GRPCRoute are read into the same form.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
@@ -19,14 +19,6 @@ pub struct MeshRoute {
     /// The most specific match wins, in the order of Gateway API; a request that matches none is 404.
     #[serde(default)]
     pub rules: Vec<Rule>,
-}
-
-impl Rule {
-    /// The path prefix that all matches of the rule ask for, which `ReplacePrefixMatch` replaces;
-    /// none when they differ or ask for something else.
-    pub fn matched_prefix(&self) -> Option<&str> {
-        crate::validate::matched_prefix(&self.matches)
-    }
 }
 
 /// What is matched, where it goes, and how.
@@ -73,6 +65,14 @@ pub struct Rule {
     pub fault: Option<FaultSpec>,
     /// A cache of answers to GET and HEAD.
     pub cache: Option<CacheSpec>,
+}
+
+impl Rule {
+    /// The path prefix that all matches of the rule ask for, which `ReplacePrefixMatch` replaces;
+    /// none when they differ or ask for something else.
+    pub fn matched_prefix(&self) -> Option<&str> {
+        crate::validate::matched_prefix(&self.matches)
+    }
 }
 
 /// A condition on a request; all members that are set must hold.
@@ -365,14 +365,19 @@ pub struct MirrorSpec {
     pub percent: Option<Percent>,
 }
 
-/// Faults on purpose; they never switch off timeouts or retries.
+/// Faults on purpose; they never switch off timeouts or retries. Each try draws anew.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultSpec {
+    /// Only requests with all of these. Default: all requests.
+    #[serde(default)]
+    pub headers: Vec<ValueMatch>,
     /// A pause before the request.
     pub delay: Option<FaultDelay>,
     /// An answer instead of the request.
     pub abort: Option<FaultAbort>,
+    /// A response that comes slowly.
+    pub bandwidth: Option<FaultBandwidth>,
 }
 
 /// A pause before the request.
@@ -394,8 +399,18 @@ pub struct FaultAbort {
     /// 200 to 599.
     #[schemars(range(min = 200, max = 599))]
     pub status: Option<u16>,
-    /// A gRPC status instead.
+    /// A gRPC status instead; HTTP callers get 503.
     pub grpc: Option<crate::units::GrpcCode>,
+}
+
+/// A response that comes slowly.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FaultBandwidth {
+    /// How many requests it meets.
+    pub percent: Percent,
+    /// At least 1.
+    pub bytes_per_second: ByteSize,
 }
 
 /// A cache of answers to GET and HEAD; honours `Cache-Control` (RFC 9111).

@@ -125,6 +125,7 @@ impl<'a> Checks<'a> {
         self.contract(at, &base, rule.contract.as_ref());
         self.fallback(at, &base, rule.on_unavailable.as_deref());
         self.mirror(at, &base, rule.mirror.as_ref());
+        self.fault(at, &base, rule.fault.as_ref());
         self.headers(
             at,
             &format!("{base}.requestHeaders"),
@@ -194,7 +195,7 @@ impl<'a> Checks<'a> {
         }
     }
 
-    fn regex(&mut self, at: Subject<'_>, path: &str, pattern: &str) {
+    pub(super) fn regex(&mut self, at: Subject<'_>, path: &str, pattern: &str) {
         if let Err(error) = Regex::new(pattern) {
             // The last line says what is wrong; those before draw the pattern.
             let text = error.to_string();

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{Checks, Subject};
 use crate::document::Kind;
 use crate::model::{
-    AsyncSpec, ContractSpec, FallbackStep, HeaderEdits, IdempotencySpec, MirrorSpec, RateLimitSpec,
-    RetrySpec, TimeoutsSpec,
+    AsyncSpec, ContractSpec, FallbackStep, FaultSpec, HeaderEdits, IdempotencySpec, MirrorSpec,
+    RateLimitSpec, RetrySpec, TimeoutsSpec, ValueMatchType,
 };
 use crate::units::{Dur, KeySource, is_token};
 
@@ -124,6 +124,28 @@ impl Checks<'_> {
         if let Some(spec) = spec {
             let path = format!("{base}.mirror.service");
             self.exists(at, "E201", &path, Kind::MeshService, &spec.service.target());
+        }
+    }
+
+    pub(super) fn fault(&mut self, at: Subject<'_>, base: &str, spec: Option<&FaultSpec>) {
+        let Some(spec) = spec else { return };
+        for (n, header) in spec.headers.iter().enumerate() {
+            if header.type_ == ValueMatchType::RegularExpression {
+                let path = format!("{base}.fault.headers[{n}].value");
+                self.regex(at, &path, &header.value);
+            }
+        }
+        if let Some(abort) = &spec.abort
+            && abort.status.is_some() == abort.grpc.is_some()
+        {
+            let message = "exactly one of status, grpc must be set";
+            self.error(at, "E105", &format!("{base}.fault.abort"), message);
+        }
+        if let Some(bandwidth) = &spec.bandwidth
+            && bandwidth.bytes_per_second.0 == 0
+        {
+            let path = format!("{base}.fault.bandwidth.bytesPerSecond");
+            self.error(at, "E308", &path, "must be at least 1");
         }
     }
 

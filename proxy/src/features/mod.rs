@@ -5,6 +5,7 @@
 //! its own. Stands on the life of a request; a delivery meets [`prepare`] only.
 
 mod direct;
+pub mod fault;
 
 use std::sync::Arc;
 
@@ -36,6 +37,9 @@ pub async fn serve(
         }
         None => forward::queue_or_exchange(call, service, route, payload).await?,
     };
+    if let Some(fault) = fault::of(call, route) {
+        response = response.map(|body| fault::slow_down(call, fault, body));
+    }
     if let Some(edits) = &features.response_headers {
         edits.apply(response.headers_mut());
     }
@@ -44,6 +48,9 @@ pub async fn serve(
 
 /// Edits what goes to the service; the route was chosen by what came.
 pub fn prepare(call: &mut Call, features: &Features) {
+    if let Some(fault) = &features.fault {
+        call.faulty = fault.params.concerns(call.fields());
+    }
     if let Some(edits) = &features.request_headers {
         call.edit_headers(edits);
     }

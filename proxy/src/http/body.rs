@@ -362,6 +362,26 @@ enum Inner {
     },
     Upstream(Box<UpstreamBody>),
     Tunnel(Box<Tunnel>),
+    Layered(Box<dyn Layer>),
+}
+
+/// Something that is done to a response body on its way, for rules that ask for it.
+pub trait Layer {
+    /// The body below.
+    fn inner(&self) -> &ResponseBody;
+
+    /// The body below.
+    fn inner_mut(&mut self) -> &mut ResponseBody;
+
+    /// [`Body::poll_frame`].
+    fn poll_frame(&mut self, cx: &mut Context<'_>)
+    -> Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+
+    /// [`Body::is_end_stream`].
+    fn is_end_stream(&self) -> bool;
+
+    /// [`Body::size_hint`].
+    fn size_hint(&self) -> SizeHint;
 }
 
 impl ResponseBody {
@@ -389,6 +409,11 @@ impl ResponseBody {
         Self::of(Inner::Upstream(Box::new(body)))
     }
 
+    /// A body to which something is done on its way. Never a tunnel.
+    pub fn layered(layer: Box<dyn Layer>) -> Self {
+        Self::of(Inner::Layered(layer))
+    }
+
     /// What follows an answer of 101.
     pub fn tunnel(tunnel: Tunnel) -> Self {
         Self::of(Inner::Tunnel(Box::new(tunnel)))
@@ -413,8 +438,10 @@ impl ResponseBody {
     /// Moves a request's body on while the answer waits for its reader, so that neither waits
     /// for the other.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
-        if let Inner::Upstream(body) = &mut self.inner {
-            body.incoming.poll_upload(cx);
+        match &mut self.inner {
+            Inner::Upstream(body) => body.incoming.poll_upload(cx),
+            Inner::Layered(layer) => layer.inner_mut().poll_upload(cx),
+            Inner::Full(_) | Inner::Grpc { .. } | Inner::Tunnel(_) => {}
         }
     }
 
@@ -422,6 +449,7 @@ impl ResponseBody {
     pub fn uploading(&self) -> Option<Uploading> {
         match &self.inner {
             Inner::Upstream(body) => body.incoming.uploading(),
+            Inner::Layered(layer) => layer.inner().uploading(),
             Inner::Full(_) | Inner::Grpc { .. } | Inner::Tunnel(_) => None,
         }
     }
@@ -481,6 +509,7 @@ impl Body for ResponseBody {
                     .map(Ok),
             ),
             Inner::Upstream(body) => body.poll_frame(cx),
+            Inner::Layered(layer) => layer.poll_frame(cx),
             Inner::Tunnel(_) => Poll::Ready(None),
         }
     }
@@ -492,6 +521,7 @@ impl Body for ResponseBody {
             Inner::Upstream(body) => {
                 body.cut || (body.peeked.is_none() && body.incoming.is_end_stream())
             }
+            Inner::Layered(layer) => layer.is_end_stream(),
             Inner::Tunnel(_) => true,
         }
     }
@@ -504,6 +534,7 @@ impl Body for ResponseBody {
             Inner::Grpc { .. } => SizeHint::default(),
             Inner::Upstream(body) if body.peeked.is_some() => SizeHint::default(),
             Inner::Upstream(body) => body.incoming.size_hint(),
+            Inner::Layered(layer) => layer.size_hint(),
             Inner::Tunnel(_) => SizeHint::with_exact(0),
         }
     }

@@ -70,7 +70,7 @@ pub fn error(error: &ProxyError, about: About<'_>) -> Response<ResponseBody> {
 
 fn problem(error: &ProxyError, about: About<'_>) -> Response<ResponseBody> {
     let code = error.code.as_str();
-    let status = error.code.status();
+    let status = error.status.unwrap_or(error.code.status());
     let problem = Problem {
         r#type: format!("{DOCS}{code}"),
         title: error.code.title(),

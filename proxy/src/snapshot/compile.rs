@@ -205,7 +205,7 @@ impl Compiler<'_> {
                 ..budget::Params::default()
             },
             asynchronous: asynchronous(policy, service),
-            features: features::compile(&policy.features),
+            features: features::compile(&policy.features, &self.shared.metrics, &name),
             state: self.shared.live.route(&format!("{service} {name}")),
             duration: self
                 .shared
@@ -569,12 +569,7 @@ fn one_match(spec: &RouteMatch) -> Match {
         query: Vec::new(),
         grpc: None,
     };
-    for header in &spec.headers {
-        if let Ok(name) = HeaderName::from_bytes(header.name.as_bytes()) {
-            let value = value_match(header.type_, &header.value);
-            made.headers.push(HeaderMatch { name, value });
-        }
-    }
+    made.headers = header_matches(&spec.headers);
     for query in &spec.query_params {
         let value = value_match(query.type_, &query.value);
         made.query.push(QueryMatch {
@@ -599,6 +594,16 @@ fn one_match(spec: &RouteMatch) -> Match {
         }
     }
     made
+}
+
+/// Conditions on headers as the core wants them.
+pub fn header_matches(specs: &[outrigger_config::model::ValueMatch]) -> Vec<HeaderMatch> {
+    let header = |spec: &outrigger_config::model::ValueMatch| {
+        let name = HeaderName::from_bytes(spec.name.as_bytes()).ok()?;
+        let value = value_match(spec.type_, &spec.value);
+        Some(HeaderMatch { name, value })
+    };
+    specs.iter().filter_map(header).collect()
 }
 
 fn value_match(kind: ValueMatchType, value: &str) -> ValueMatch {

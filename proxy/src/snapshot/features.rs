@@ -7,9 +7,15 @@
 use bytes::Bytes;
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue, StatusCode};
+use metrics::Counter;
 use outrigger_config::effective;
 use outrigger_config::model::{self, PathEditType};
 use outrigger_core::edit::{HeaderEdits, PathEdit, Redirect};
+use outrigger_core::fault::{self, Abort, Share};
+use outrigger_core::grpc::GrpcCode;
+
+use crate::snapshot::compile;
+use crate::telemetry::metrics::Metrics;
 
 /// Everything a rule does beside forwarding.
 #[derive(Default)]
@@ -22,6 +28,22 @@ pub struct Features {
     pub response_headers: Option<HeaderEdits>,
     /// A change of host or path.
     pub rewrite: Option<Rewrite>,
+    /// Faults on purpose.
+    pub fault: Option<Fault>,
+}
+
+/// Faults on purpose, and how often they were made.
+pub struct Fault {
+    /// Which tries they meet.
+    pub params: fault::Params,
+    /// How many responses come slowly, and at how many bytes a second.
+    pub bandwidth: Option<(fault::Share, u64)>,
+    /// Tries held back.
+    pub delayed: Counter,
+    /// Tries answered instead.
+    pub aborted: Counter,
+    /// Responses slowed down.
+    pub slowed: Counter,
 }
 
 /// An answer that needs no service.
@@ -51,10 +73,15 @@ pub struct Rewrite {
 }
 
 /// The features of a rule; none when it has none.
-pub fn compile(policy: &effective::Features) -> Option<Box<Features>> {
+pub fn compile(
+    policy: &effective::Features,
+    metrics: &Metrics,
+    route: &str,
+) -> Option<Box<Features>> {
     let effective::Features {
         request_headers,
         response_headers,
+        fault,
         respond,
         redirect,
         rewrite,
@@ -73,6 +100,9 @@ pub fn compile(policy: &effective::Features) -> Option<Box<Features>> {
             host: spec.hostname.as_deref().and_then(authority),
             path: spec.path.as_ref().and_then(|edit| path_edit(edit, prefix)),
         }),
+        fault: fault
+            .as_deref()
+            .map(|spec| compile_fault(spec, metrics, route)),
     };
     features.any().then(|| Box::new(features))
 }
@@ -84,11 +114,13 @@ impl Features {
             request_headers,
             response_headers,
             rewrite,
+            fault,
         } = self;
         direct.is_some()
             || request_headers.is_some()
             || response_headers.is_some()
             || rewrite.is_some()
+            || fault.is_some()
     }
 }
 
@@ -104,6 +136,40 @@ fn edits(spec: &model::HeaderEdits) -> HeaderEdits {
         remove: spec.remove.iter().filter_map(name).collect(),
         set: spec.set.iter().filter_map(field).collect(),
         add: spec.add.iter().filter_map(field).collect(),
+    }
+}
+
+fn compile_fault(spec: &model::FaultSpec, metrics: &Metrics, route: &str) -> Fault {
+    let counter = |kind: &str| {
+        let labels = [("route", route), ("kind", kind)];
+        metrics.counter("outrigger_faults_injected_total", &labels)
+    };
+    let abort = |abort: &model::FaultAbort| {
+        let what = match (abort.status, abort.grpc) {
+            (_, Some(code)) => {
+                let code = GrpcCode::from_number(u32::from(code.number()));
+                Abort::grpc(code.unwrap_or(GrpcCode::Unavailable))
+            }
+            (status, None) => {
+                let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+                Abort::http(status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE))
+            }
+        };
+        (Share(abort.percent.0), what)
+    };
+    let delay = |delay: &model::FaultDelay| (Share(delay.percent.0), delay.fixed.0);
+    let slow =
+        |slow: &model::FaultBandwidth| (Share(slow.percent.0), slow.bytes_per_second.0.max(1));
+    Fault {
+        params: fault::Params {
+            headers: compile::header_matches(&spec.headers),
+            delay: spec.delay.as_ref().map(delay),
+            abort: spec.abort.as_ref().map(abort),
+        },
+        bandwidth: spec.bandwidth.as_ref().map(slow),
+        delayed: counter("delay"),
+        aborted: counter("abort"),
+        slowed: counter("bandwidth"),
     }
 }
 

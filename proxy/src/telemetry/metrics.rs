@@ -65,6 +65,11 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Requests and connections refused because a limit was reached, by limit.",
     ),
     (
+        "outrigger_faults_injected_total",
+        Kind::Counter,
+        "Faults made on purpose, by route and kind: delay, abort, bandwidth.",
+    ),
+    (
         "outrigger_connections_refused_total",
         Kind::Counter,
         "Connections refused before it was known what they speak, by reason.",

@@ -74,6 +74,11 @@ impl EndpointUse {
         &self.state
     }
 
+    /// The attempt begins only `now`: what it waited for before is no latency of the endpoint's.
+    pub fn restart(&mut self, now: Mono) {
+        self.started = now;
+    }
+
     /// The response head arrived: that is the latency the balancer learns.
     pub fn answered(&mut self, now: Mono) {
         self.head = Some(now);

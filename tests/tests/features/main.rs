@@ -1,3 +1,4 @@
 //! What a rule does with its calls beside forwarding them, through one real sidecar.
 
 mod edits;
+mod faults;

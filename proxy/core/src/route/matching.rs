@@ -2,7 +2,7 @@
 //!
 //! Owns the match types. Their order among each other is [`super::precedence`]'s.
 
-use http::{HeaderName, Method};
+use http::{HeaderMap, HeaderName, Method};
 use regex::Regex;
 
 use super::reason::Missed;
@@ -151,6 +151,13 @@ impl ValueMatch {
     }
 }
 
+impl HeaderMatch {
+    /// Whether the field is there with such a value.
+    pub fn matches(&self, fields: &HeaderMap) -> bool {
+        header_value(fields, &self.name).is_some_and(|value| self.value.matches(&value))
+    }
+}
+
 impl GrpcMatch {
     fn matches(&self, path: &str) -> bool {
         let Some((service, method)) = path.strip_prefix('/').and_then(|p| p.split_once('/')) else {
@@ -186,8 +193,7 @@ impl Match {
             }
         }
         for (index, header) in self.headers.iter().enumerate() {
-            let value = header_value(request.headers, &header.name);
-            if !value.is_some_and(|value| header.value.matches(&value)) {
+            if !header.matches(request.headers) {
                 return Err(Missed::Header(index));
             }
         }
