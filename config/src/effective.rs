@@ -173,6 +173,8 @@ pub struct Async {
     pub result_ttl: Setting<Duration>,
     /// The largest result that is kept, in bytes.
     pub result_max_body: Setting<u64>,
+    /// Services that each get a copy.
+    pub subscribers: Setting<Vec<NamespacedName>>,
     /// Authorization and Cookie at rest.
     pub secrets: Setting<Secrets>,
     /// What a gRPC caller gets at once; none: gRPC is not queued.
@@ -670,6 +672,13 @@ fn async_(layers: &Layers<'_, AsyncSpec>) -> Async {
         ),
         result_ttl: layers.duration(|spec| spec.result_ttl, 24 * HOUR),
         result_max_body: layers.field(|spec| spec.result_max_body.map(|size| size.0), 1 << 20),
+        subscribers: layers.field(
+            |spec| {
+                let listed = spec.subscribers.as_ref()?.iter();
+                Some(listed.map(|service| service.target()).collect())
+            },
+            Vec::new(),
+        ),
         secrets: layers.field(|spec| spec.secrets, Secrets::Reject),
         grpc_ack: layers.optional(|spec| spec.grpc_ack, None),
         idempotency: idempotency_of(&idempotency),

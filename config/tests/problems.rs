@@ -650,10 +650,10 @@ fn warnings() {
     );
     check(
         "W401",
-        &route("{contract: {jsonSchema: a}, async: {when: Shadow}}"),
+        &route("{contract: {jsonSchema: a}, async: {grpcAck: Operation}}"),
         &[
             "3 @contract spec.rules[0].contract: not yet in effect",
-            "3 @Shadow spec.rules[0].async.when: not yet in effect",
+            "3 @Operation spec.rules[0].async.grpcAck: not yet in effect",
         ],
     );
 }

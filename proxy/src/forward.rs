@@ -104,6 +104,10 @@ pub async fn queue_or_exchange(
         .inspect_err(|_| call.observation.routed(service, route))?;
     let skipped = match plan {
         queueing::accept::Plan::Synchronous { skipped } => skipped,
+        queueing::accept::Plan::Shadow(plan) => {
+            let shadowed = queueing::shadow::serve(call, service, route, *plan, payload);
+            return Box::pin(shadowed).await;
+        }
         queueing::accept::Plan::Enqueue(plan) => {
             match queueing::accept::enqueue(call, service, route, *plan, payload).await? {
                 queueing::accept::Accepted::Answer(response) => return Ok(response),

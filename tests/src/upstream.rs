@@ -280,6 +280,7 @@ struct State {
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
     active: AtomicUsize,
+    most_active: AtomicUsize,
 }
 
 /// A service. Ends with its value, connections and all.
@@ -322,6 +323,7 @@ impl Upstream {
             seen: Mutex::default(),
             connections: AtomicUsize::new(0),
             active: AtomicUsize::new(0),
+            most_active: AtomicUsize::new(0),
         });
         let addr = listener.local_addr().expect("an address");
         let serving = Some(tokio::spawn(serve(listener, Arc::clone(&state))));
@@ -384,6 +386,11 @@ impl Upstream {
     pub fn active(&self) -> usize {
         self.state.active.load(Ordering::SeqCst)
     }
+
+    /// The most requests that were ever being answered at once.
+    pub fn most_active(&self) -> usize {
+        self.state.most_active.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for Upstream {
@@ -429,7 +436,8 @@ struct Active(Arc<State>);
 
 impl Active {
     fn new(state: &Arc<State>) -> Self {
-        state.active.fetch_add(1, Ordering::SeqCst);
+        let active = state.active.fetch_add(1, Ordering::SeqCst) + 1;
+        state.most_active.fetch_max(active, Ordering::SeqCst);
         Self(Arc::clone(state))
     }
 }

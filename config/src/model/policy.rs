@@ -93,7 +93,7 @@ pub struct AsyncSpec {
     pub result_max_body: Option<ByteSize>,
     /// Who may be called back.
     pub callback: Option<CallbackSpec>,
-    /// Other services that each get a copy of their own.
+    /// Other services that each get a copy of their own of what is queued.
     pub subscribers: Option<Vec<Reference>>,
     /// Authorization and Cookie at rest. Default Reject.
     pub secrets: Option<Secrets>,
@@ -113,7 +113,8 @@ pub enum AsyncWhen {
     Preferred,
     /// All; what cannot be queued is refused.
     Always,
-    /// None, but a copy is queued and the outcomes are compared.
+    /// None, but a copy is queued, delivered to the subscribers (without any: to the service
+    /// itself, once more), and the outcomes are compared. gRPC calls have no copy.
     Shadow,
 }
 

@@ -348,6 +348,7 @@ impl Settings {
         self.list(of, "async.permanent.except", &asynchronous.permanent_except);
         self.time(of, "async.resultTtl", &asynchronous.result_ttl);
         self.size(of, "async.resultMaxBody", &asynchronous.result_max_body);
+        self.list(of, "async.subscribers", &asynchronous.subscribers);
         self.word(of, "async.secrets", &asynchronous.secrets);
     }
 

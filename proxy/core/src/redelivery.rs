@@ -174,6 +174,37 @@ pub fn decide(
     }
 }
 
+/// How an answer ends a request that is not tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Succeeded,
+    /// No retry betters it.
+    Refused,
+    /// A retry might have bettered it.
+    Failed,
+}
+
+impl Outcome {
+    /// The stable name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Succeeded => "succeeded",
+            Outcome::Refused => "refused",
+            Outcome::Failed => "failed",
+        }
+    }
+}
+
+/// What an answer to a synchronous call is by the rules for deliveries.
+pub fn outcome(params: &Params, status: StatusCode) -> Outcome {
+    match judge_status(params, status) {
+        Verdict::Done => Outcome::Succeeded,
+        Verdict::Dead(_) => Outcome::Refused,
+        Verdict::Retry | Verdict::Wait => Outcome::Failed,
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Verdict {
     Done,

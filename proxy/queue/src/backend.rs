@@ -38,6 +38,22 @@ pub trait QueueBackend: Send + Sync {
         message: Message,
         limits: QueueLimits,
         now: UnixMillis,
+    ) -> BoxFuture<'_, Result<EnqueueOutcome, EnqueueError>> {
+        self.enqueue_with(message, Vec::new(), limits, now)
+    }
+
+    /// As [`enqueue`](Self::enqueue), together with copies for other targets in the same queue:
+    /// all of them are stored, or none. Whether it was seen before is decided by `message` alone;
+    /// the copies have ids of their own and no idempotency key.
+    ///
+    /// # Errors
+    /// As [`enqueue`](Self::enqueue).
+    fn enqueue_with(
+        &self,
+        message: Message,
+        copies: Vec<Message>,
+        limits: QueueLimits,
+        now: UnixMillis,
     ) -> BoxFuture<'_, Result<EnqueueOutcome, EnqueueError>>;
 
     /// Takes due messages, oldest enqueue first, for exclusive delivery until the lease runs out.

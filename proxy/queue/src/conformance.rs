@@ -51,6 +51,7 @@ cases!(
     keys_keep_their_order,
     a_key_is_kept_at_each_target_by_itself,
     a_dead_head_blocks_its_key_when_asked,
+    a_message_and_its_copies_are_stored_together_or_not,
     duplicates_are_recognised,
     concurrent_duplicates_store_one,
     cancel_only_what_is_not_being_delivered,
@@ -496,6 +497,60 @@ async fn a_dead_head_blocks_its_key_when_asked(backend: Backend) {
         Ok(1)
     );
     assert_eq!(numbers(&lease(&backend, 9, 8).await), [3]);
+}
+
+async fn a_message_and_its_copies_are_stored_together_or_not(backend: Backend) {
+    let group = |n: u64, target: &str| {
+        let mut first = message(n, 0);
+        first.idempotency_key = Some(key("k", 1));
+        let copies = (1..=2).map(|nth| Message {
+            id: first.id.nth(nth),
+            target: format!("{target}{nth}"),
+            idempotency_key: None,
+            ..first.clone()
+        });
+        let copies: Vec<Message> = copies.collect();
+        (first, copies)
+    };
+    let limits = |max_depth| QueueLimits {
+        max_depth,
+        ..QueueLimits::NONE
+    };
+    let (first, copies) = group(10, "a");
+    let refused = backend
+        .enqueue_with(first.clone(), copies.clone(), limits(2), at(0))
+        .await;
+    assert!(
+        matches!(refused, Err(EnqueueError::Full { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(counts(&backend, 0).await.pending(), 0, "nothing is stored");
+    let stored = backend
+        .enqueue_with(first.clone(), copies, limits(3), at(0))
+        .await;
+    assert!(
+        matches!(stored, Ok(EnqueueOutcome::Accepted(_))),
+        "{stored:?}"
+    );
+    let (again, copies) = group(20, "b");
+    let repeated = backend.enqueue_with(again, copies, limits(9), at(1)).await;
+    assert!(
+        matches!(repeated, Ok(EnqueueOutcome::Duplicate { id, .. }) if id == first.id),
+        "{repeated:?}"
+    );
+    assert_eq!(counts(&backend, 1).await.enqueued_total, 3);
+    let leases = lease(&backend, 9, 1).await;
+    assert_eq!(leases.len(), 3);
+    settle(&backend, &leases[0], done(), 2).await;
+    settle(&backend, &leases[1], dead("no"), 2).await;
+    settle(&backend, &leases[2], retry(9), 2).await;
+    let counts = counts(&backend, 3).await;
+    assert_eq!(
+        (counts.succeeded_total, counts.dead, counts.pending()),
+        (1, 1, 1),
+        "each ends by itself"
+    );
+    assert_eq!(counts.drift(), 0);
 }
 
 async fn duplicates_are_recognised(backend: Backend) {

@@ -42,6 +42,16 @@ impl MessageId {
         Self(bytes)
     }
 
+    /// The id of the `n`th message that belongs to this one, such as a copy for another target.
+    /// From its id alone, so that the one leads to the other without a row that says so.
+    #[must_use]
+    pub const fn nth(self, n: u16) -> Self {
+        let bits = u128::from_be_bytes(self.0);
+        // Of 64 random bits, so that it meets no other id of its millisecond.
+        let low = (bits as u64).wrapping_add(n as u64);
+        Self((bits >> 64 << 64 | low as u128).to_be_bytes())
+    }
+
     /// The millisecond in which the id was made.
     #[must_use]
     pub fn created_at(&self) -> UnixMillis {
@@ -118,6 +128,16 @@ mod tests {
             assert_eq!(id.created_at(), UnixMillis(ms));
             assert!(last.is_none_or(|l| l < text), "{text}");
             last = Some(text);
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_an_id_is_of_its_millisecond() {
+        let id = MessageId::from_bytes([0xff; 16]);
+        assert_eq!(id.nth(0), id);
+        assert_ne!(id.nth(1), id.nth(2));
+        for n in [1, 2, u16::MAX] {
+            assert_eq!(id.nth(n).as_bytes()[..8], id.as_bytes()[..8], "{n}");
         }
     }
 

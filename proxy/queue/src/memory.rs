@@ -20,7 +20,7 @@ use crate::backend::{
 };
 use crate::message::{DeadLetter, Message, MessageId, State, StatusView, StoredResult};
 use crate::recent::RecentlySettled;
-use crate::record::{INTERRUPTED, LEASE_EXPIRED, Record, Totals, later};
+use crate::record::{INTERRUPTED, LEASE_EXPIRED, Record, Totals, later, load_of};
 use crate::signal::{Signals, Watchers, lock};
 
 /// A queue in memory. Share it in an `Arc`.
@@ -120,6 +120,7 @@ impl Inner {
     fn enqueue(
         &mut self,
         message: Message,
+        copies: Vec<Message>,
         limits: QueueLimits,
         now: UnixMillis,
     ) -> Result<EnqueueOutcome, EnqueueError> {
@@ -145,7 +146,8 @@ impl Inner {
         }
         let weight = message.weight();
         let (depth, bytes) = self.pending(&message.queue);
-        limits.check(weight, depth, bytes)?;
+        let (more, heavier) = load_of(&copies);
+        limits.check(weight, depth + more, bytes.saturating_add(heavier))?;
         if let Some(key) = &message.idempotency_key {
             let known = Known {
                 id: message.id,
@@ -155,21 +157,27 @@ impl Inner {
             self.keys
                 .insert((key.scope.clone(), key.key.clone()), known);
         }
+        let id = message.id;
+        for message in [message].into_iter().chain(copies) {
+            self.store(message);
+        }
+        Ok(EnqueueOutcome::Accepted(Receipt { id, durability }))
+    }
+
+    fn store(&mut self, message: Message) {
         self.last_seq += 1;
         let record = Record::new(&message, self.last_seq);
         self.totals
             .entry(message.queue.clone())
             .or_default()
             .enqueued += 1;
-        let id = message.id;
         let entry = Entry {
             record,
             message: Some(message),
             result: None,
             lease: None,
         };
-        self.entries.insert(id, entry);
-        Ok(EnqueueOutcome::Accepted(Receipt { id, durability }))
+        self.entries.insert(entry.record.id, entry);
     }
 
     fn of<'a>(&'a self, queue: &'a str) -> impl Iterator<Item = &'a Entry> {
@@ -508,16 +516,17 @@ impl QueueBackend for MemoryQueue {
         }
     }
 
-    fn enqueue(
+    fn enqueue_with(
         &self,
         message: Message,
+        copies: Vec<Message>,
         limits: QueueLimits,
         now: UnixMillis,
     ) -> BoxFuture<'_, Result<EnqueueOutcome, EnqueueError>> {
         let (queue, id) = (message.queue.clone(), message.id);
         let out = self
             .with(Some(&queue), Some(id), |inner| {
-                inner.enqueue(message, limits, now)
+                inner.enqueue(message, copies, limits, now)
             })
             .unwrap_or_else(|StoreError::Unavailable(why)| Err(EnqueueError::Unavailable(why)));
         ready(out).boxed()

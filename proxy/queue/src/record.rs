@@ -374,6 +374,12 @@ impl Totals {
     }
 }
 
+/// How many messages these are, and their weight.
+pub(crate) fn load_of(messages: &[Message]) -> (u64, u64) {
+    let weights = messages.iter().map(Message::weight);
+    (messages.len() as u64, weights.sum())
+}
+
 /// A moment `ms` after another, held at the end of time.
 pub(crate) fn later(from: UnixMillis, ms: u64) -> UnixMillis {
     UnixMillis(from.0.saturating_add(ms))

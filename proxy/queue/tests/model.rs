@@ -23,6 +23,7 @@ struct NewMessage {
     key: Option<u8>,
     block_on_dead: bool,
     idem: Option<(u8, u8)>,
+    copies: u16,
     delay: u64,
     expires: Option<u64>,
 }
@@ -81,16 +82,18 @@ fn new_message() -> impl Strategy<Value = NewMessage> {
         proptest::option::of(0..2_u8),
         any::<bool>(),
         proptest::option::weighted(0.3, (0..4_u8, 0..2_u8)),
+        prop_oneof![6 => Just(0), 1 => 1..3_u16],
         prop_oneof![3 => Just(0), 1 => 1..200_u64],
         proptest::option::weighted(0.2, 1..300_u64),
     )
         .prop_map(
-            |(queue, target, key, block_on_dead, idem, delay, expires)| NewMessage {
+            |(queue, target, key, block_on_dead, idem, copies, delay, expires)| NewMessage {
                 queue,
                 target,
                 key,
                 block_on_dead,
                 idem,
+                copies,
                 delay,
                 expires,
             },
@@ -254,8 +257,26 @@ impl Twins {
             ..QueueLimits::NONE
         };
         let message = self.message(new);
-        let m = self.memory.enqueue(message.clone(), limits, self.now).await;
-        let e = self.embedded.enqueue(message, limits, self.now).await;
+        let copies: Vec<Message> = (1..=new.copies)
+            .map(|n| {
+                self.sent += 1;
+                Message {
+                    id: id(self.sent),
+                    target: format!("t{n}"),
+                    idempotency_key: None,
+                    ..message.clone()
+                }
+            })
+            .collect();
+        let (first, more) = (message.clone(), copies.clone());
+        let m = self
+            .memory
+            .enqueue_with(first, more, limits, self.now)
+            .await;
+        let e = self
+            .embedded
+            .enqueue_with(message, copies, limits, self.now)
+            .await;
         // They differ in how durable they are, and in nothing else.
         let plain = |out| format!("{out:?}").replace("Fsynced", "Memory");
         assert_eq!(plain(m), plain(e));

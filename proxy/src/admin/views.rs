@@ -82,6 +82,7 @@ pub(super) fn routes(shared: &Shared) -> Value {
                         "when": match asynchronous.when {
                             When::Preferred => "Preferred",
                             When::Always => "Always",
+                            When::Shadow => "Shadow",
                         },
                         "queue": asynchronous.queue,
                         "attempts": asynchronous.redelivery.attempts,

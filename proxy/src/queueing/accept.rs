@@ -30,7 +30,7 @@ use crate::queueing::reading::{Read, read};
 use crate::queueing::receipt::{grpc_receipt, receipt};
 pub use crate::queueing::skip::{Skipped, note};
 use crate::queueing::status::COME_BACK;
-use crate::queueing::{LOCAL, idempotency_scope, status, store};
+use crate::queueing::{LOCAL, fan_out, idempotency_scope, status, store};
 use crate::snapshot::{Async, Route, Secrets, Service, When};
 
 /// The longest `Prefer: wait` that is honoured; beyond it proxies in between give up anyway.
@@ -48,9 +48,12 @@ pub enum Plan {
     },
     /// It becomes a message, if its body allows.
     Enqueue(Box<EnqueuePlan>),
+    /// It goes on as any call, and a copy becomes a message.
+    Shadow(Box<EnqueuePlan>),
 }
 
 /// What the head of a call says about the message.
+#[derive(Default)]
 pub struct EnqueuePlan {
     prefer: Prefer,
     timing: Timing,
@@ -111,7 +114,11 @@ fn plan(
                 skipped: Some(reason),
             }),
             When::Always => Err(reason.refusal(policy)),
+            When::Shadow => Ok(Plan::Synchronous { skipped: None }),
         };
+    }
+    if policy.when == When::Shadow {
+        return Ok(Plan::Shadow(Box::default()));
     }
     if fields.contains_key(headers::CALLBACK) {
         let detail = "the route allows no callbacks";
@@ -141,7 +148,7 @@ fn why_not(
     if [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE].contains(method) {
         return Some(Skipped::Method);
     }
-    if grpc && !policy.grpc_empty {
+    if grpc && (!policy.grpc_empty || policy.when == When::Shadow) {
         return Some(Skipped::GrpcAck);
     }
     if policy.secrets == Secrets::Reject && convert::has_credentials(fields) {
@@ -190,7 +197,7 @@ async fn convert(
         Read::Back(payload, skipped) => {
             return match policy.when {
                 When::Preferred => Ok(Accepted::Synchronous { payload, skipped }),
-                When::Always => Err(skipped.refusal(policy)),
+                When::Always | When::Shadow => Err(skipped.refusal(policy)),
             };
         }
     };
@@ -204,7 +211,9 @@ async fn convert(
         ..message(call, service, route, policy, &plan, body, trailers.as_ref())
     };
     let queue = message.queue.clone();
-    let id = store_message(call, route, &*backend, message, limits).await?;
+    let copies = fan_out::copies(&message, &policy.subscribers);
+    let stored = 1 + copies.len() as u64;
+    let id = store_message(call, route, &*backend, message, copies, limits).await?;
     let metrics = &call.worker.shared.metrics;
     if let Stored::New(_) = id {
         call.worker
@@ -212,7 +221,7 @@ async fn convert(
             .queues
             .meters(metrics, &queue)
             .enqueued
-            .increment(1);
+            .increment(stored);
     }
     let id = id.id();
     if let Some(wait) = plan.prefer.wait
@@ -276,7 +285,11 @@ fn unavailable(detail: String) -> ProxyError {
     ProxyError::local(ErrorCode::QueueUnavailable, detail).retry_after(COME_BACK)
 }
 
-fn limits(call: &Call, policy: &Async) -> Result<QueueLimits, ProxyError> {
+/// The bounds of the route's queue.
+///
+/// # Errors
+/// `queue_unavailable` for one that the config has not.
+pub(super) fn limits(call: &Call, policy: &Async) -> Result<QueueLimits, ProxyError> {
     let Some(queue) = call.snapshot.queues.get(&policy.queue) else {
         return Err(unavailable(format!(
             "the config has no queue {}",
@@ -292,7 +305,7 @@ fn limits(call: &Call, policy: &Async) -> Result<QueueLimits, ProxyError> {
 }
 
 /// The request as it will be delivered.
-fn message(
+pub(super) fn message(
     call: &Call,
     service: &Service,
     route: &Route,
@@ -372,9 +385,10 @@ async fn store_message(
     route: &Route,
     backend: &dyn QueueBackend,
     message: Message,
+    copies: Vec<Message>,
     limits: QueueLimits,
 ) -> Result<Stored, ProxyError> {
-    let storing = backend.enqueue(message, limits, clock::unix_now());
+    let storing = backend.enqueue_with(message, copies, limits, clock::unix_now());
     let outcome = in_time(patience(call, route), storing).await?;
     match outcome.map_err(|error| refusal(&error))? {
         EnqueueOutcome::Accepted(receipt) => {
@@ -474,6 +488,7 @@ mod tests {
             result_max_body: 100,
             idempotency_ttl: Duration::from_secs(60),
             secrets: Secrets::Reject,
+            subscribers: Vec::new(),
             grpc_empty: true,
         }
     }
@@ -496,6 +511,7 @@ mod tests {
     ) -> String {
         match plan(policy, method, &fields(pairs), grpc, body) {
             Ok(Plan::Enqueue(_)) => "enqueue".to_owned(),
+            Ok(Plan::Shadow(_)) => "shadow".to_owned(),
             Ok(Plan::Synchronous { skipped: None }) => "sync".to_owned(),
             Ok(Plan::Synchronous {
                 skipped: Some(reason),

@@ -25,9 +25,9 @@ use crate::clock;
 use crate::error::ProxyError;
 use crate::forward;
 use crate::http::body::{BodyError, Collected};
-use crate::queueing::convert;
 use crate::queueing::target::{self, Effect, Gate};
 use crate::queueing::unary::{Framing, framing};
+use crate::queueing::{convert, fan_out};
 use crate::snapshot::{Async, Route, Service};
 use crate::worker::Worker;
 
@@ -67,10 +67,9 @@ pub async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> Delivered {
     };
     let mut call = Call::from_message(worker, head, TIMEOUT);
     let found = find(&mut call, &message.target);
-    let policy = found
-        .as_ref()
-        .ok()
-        .and_then(|(_, route)| route.asynchronous.as_ref());
+    let snapshot = Arc::clone(&call.snapshot);
+    let route = found.as_ref().ok().map(|(_, route)| &**route);
+    let policy = fan_out::policy(&snapshot, message, route);
     let params = policy.map(|policy| policy.redelivery).unwrap_or_default();
     if now >= redelivery::dies_at(&params, message.enqueued_at) {
         call.observation.discard();
@@ -81,7 +80,7 @@ pub async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> Delivered {
         begun: clock::now(),
     };
     let judged = match &found {
-        Ok((service, route)) => attempt.run(&mut call, service, route, lease).await,
+        Ok((service, route)) => attempt.run(&mut call, service, route, policy, lease).await,
         Err(error) => {
             call.observation.discard();
             Judged::ours(error, false)
@@ -200,9 +199,9 @@ impl Attempt {
         call: &mut Call,
         service: &Arc<Service>,
         route: &Arc<Route>,
+        policy: Option<&Async>,
         lease: &Lease,
     ) -> Judged {
-        let policy = route.asynchronous.as_ref();
         let timeout = policy.map_or(TIMEOUT, |policy| policy.delivery_timeout);
         call.request_timeout = Some(timeout);
         let payload = Payload::Stored(lease.message.body.clone());

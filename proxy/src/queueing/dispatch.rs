@@ -16,7 +16,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_core::redelivery;
 use outrigger_core::time::Mono;
 use outrigger_queue::{
     DueCursor, Health, Lease, LeaseRequest, QueueBackend, Settle, SettleOutcome, StoreError,
@@ -31,7 +30,7 @@ use crate::drain::Phase;
 use crate::queueing::deaths::Deaths;
 use crate::queueing::store::{Meters, Opened};
 use crate::queueing::target::{self, Effect, Gate, Target};
-use crate::queueing::{convert, delivery};
+use crate::queueing::{convert, delivery, shadow};
 use crate::worker::Worker;
 
 /// How often the store is reaped and queues are looked for.
@@ -244,10 +243,10 @@ impl Line {
         let snapshot = self.worker.snapshot();
         let now = clock::now();
         let mut targets = self.targets.borrow_mut();
-        for service in &snapshot.services {
-            let uses = target::policies(service, &self.queue).next().is_some();
-            if uses && !targets.contains_key(&*service.name) {
-                targets.insert(service.name.to_string(), Target::default());
+        let queue = snapshot.queues.get(&self.queue);
+        for name in queue.into_iter().flat_map(|queue| queue.targets.keys()) {
+            if !targets.contains_key(&**name) {
+                targets.insert(name.to_string(), Target::default());
             }
         }
         let mut look_again = TICK;
@@ -282,12 +281,9 @@ impl Line {
 
     fn request(&self, max: usize, limits: TargetLimits) -> LeaseRequest {
         let snapshot = self.worker.snapshot();
-        let policies = snapshot
-            .services
-            .iter()
-            .flat_map(|s| target::policies(s, &self.queue));
-        let longest = policies.map(|policy| policy.delivery_timeout).max();
-        let lease_for = longest.unwrap_or_default().max(delivery::TIMEOUT) + GRACE;
+        let queue = snapshot.queues.get(&self.queue);
+        let longest = queue.map_or(Duration::ZERO, |queue| queue.delivery_timeout);
+        let lease_for = longest.max(delivery::TIMEOUT) + GRACE;
         LeaseRequest {
             queue: self.queue.clone(),
             max,
@@ -343,6 +339,7 @@ impl Line {
     }
 
     fn count(&self, lease: &Lease, settle: &Settle) {
+        shadow::compare(&self.worker.shared.metrics, &lease.message, settle);
         match settle {
             Settle::Done { .. } => self.meters.delivered.increment(1),
             Settle::RetryAt { waiting: false, .. } => self.meters.redelivered.increment(1),
@@ -414,12 +411,7 @@ impl Line {
         let _open = self.worker.shared.drain.delivery();
         for name in self.held(clock::now()) {
             let snapshot = self.worker.snapshot();
-            let service = snapshot.service(&name);
-            let policies = service
-                .into_iter()
-                .flat_map(|s| target::policies(s, &self.queue));
-            let ages = policies.map(|policy| policy.redelivery.max_age);
-            let youngest = ages.min().unwrap_or(redelivery::Params::default().max_age);
+            let youngest = target::allowed(&snapshot, &self.queue, &name).max_age;
             if now < oldest + youngest {
                 continue;
             }

@@ -118,26 +118,26 @@ fn queue_view(snapshot: &Snapshot, name: &str, counts: Option<&Counts>, now: Uni
 
 /// The services that a queue delivers to by config, and whether they take deliveries.
 fn targets(snapshot: &Snapshot, queue: &str) -> Vec<Value> {
-    let services = snapshot.services.iter();
-    let uses = services.filter(|service| target::policies(service, queue).next().is_some());
-    uses.map(|service| {
-        let allowed = target::allowed(snapshot, queue, &service.name);
-        let gate = target::gate(snapshot, queue, &service.name, clock::now());
-        let (state, held) = match gate {
-            Gate::Open => ("open", None),
-            Gate::Probing(_) => ("probing", None),
-            Gate::Held(held) => ("held", Some(held)),
-        };
-        json!({
-            "service": &*service.name,
-            "state": state,
-            "reason": held.map(|held| held.reason),
-            "retryInMs": held.map(|held| held.retry_in.as_millis()),
-            "maxInFlight": allowed.max_in_flight,
-            "requestsPerSecond": allowed.per_second,
+    let known = snapshot.queues.get(queue);
+    let known = known.into_iter().flat_map(|queue| &queue.targets);
+    known
+        .map(|(service, allowed)| {
+            let gate = target::gate(snapshot, queue, service, clock::now());
+            let (state, held) = match gate {
+                Gate::Open => ("open", None),
+                Gate::Probing(_) => ("probing", None),
+                Gate::Held(held) => ("held", Some(held)),
+            };
+            json!({
+                "service": &**service,
+                "state": state,
+                "reason": held.map(|held| held.reason),
+                "retryInMs": held.map(|held| held.retry_in.as_millis()),
+                "maxInFlight": allowed.max_in_flight,
+                "requestsPerSecond": allowed.per_second,
+            })
         })
-    })
-    .collect()
+        .collect()
 }
 
 fn oldest_seconds(counts: &Counts, now: UnixMillis) -> f64 {

@@ -25,7 +25,7 @@ use crate::http::body::ResponseBody;
 use crate::http::respond;
 use crate::queueing::accept::MAX_WAIT;
 use crate::queueing::target::{self, Gate};
-use crate::queueing::{convert, idempotency_scope, store, text};
+use crate::queueing::{convert, fan_out, idempotency_scope, store, text};
 use crate::snapshot::Snapshot;
 
 /// Paths below this are ours, whatever the host.
@@ -163,12 +163,14 @@ async fn one(call: &Call, id: MessageId) -> Result<Response<ResponseBody>, Proxy
             .map_err(|error| unavailable(&error))?;
     }
     let view = view.ok_or_else(|| not_found(id))?;
-    Ok(status_response(&call.snapshot, &view))
+    let copies = fan_out::of(&call.snapshot, inspect, &view).await;
+    let copies = copies.map_err(|error| unavailable(&error))?;
+    let status = Status::of(&call.snapshot, &view).with(&copies);
+    Ok(status_response(&view, &status))
 }
 
-fn status_response(snapshot: &Snapshot, view: &StatusView) -> Response<ResponseBody> {
-    let status = Status::of(snapshot, view);
-    let mut response = respond::json(StatusCode::OK, &status);
+fn status_response(view: &StatusView, status: &Status) -> Response<ResponseBody> {
+    let mut response = respond::json(StatusCode::OK, status);
     let fields = response.headers_mut();
     fields.insert(headers::MESSAGE_ID, id_value(view.id));
     if !view.state.is_final() {
@@ -228,7 +230,8 @@ async fn result(call: &Call, id: MessageId) -> Result<Response<ResponseBody>, Pr
                 .await
                 .map_err(|error| unavailable(&error))?;
             let view = view.ok_or_else(|| not_found(id))?;
-            let mut response = status_response(&call.snapshot, &view);
+            let status = Status::of(&call.snapshot, &view);
+            let mut response = status_response(&view, &status);
             *response.status_mut() = StatusCode::ACCEPTED;
             let fields = response.headers_mut();
             fields.insert(
@@ -300,6 +303,16 @@ pub struct Status {
     ordering_key: Option<String>,
     trace_id: Option<String>,
     replays: u32,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    copies: Vec<CopyView>,
+}
+
+/// The copy of a subscriber, as JSON; its own status says more.
+#[derive(Debug, Serialize)]
+struct CopyView {
+    id: String,
+    target: String,
+    status: &'static str,
 }
 
 /// One try as JSON.
@@ -351,7 +364,20 @@ impl Status {
             ordering_key: view.ordering_key.clone(),
             trace_id: view.trace_id().map(str::to_owned),
             replays: view.replays,
+            copies: Vec::new(),
         }
+    }
+
+    /// With the copies of its subscribers.
+    #[must_use]
+    pub fn with(mut self, copies: &[StatusView]) -> Self {
+        let view = |copy: &StatusView| CopyView {
+            id: copy.id.to_string(),
+            target: copy.target.clone(),
+            status: copy.state.as_str(),
+        };
+        self.copies = copies.iter().map(view).collect();
+        self
     }
 }
 

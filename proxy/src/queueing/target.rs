@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use outrigger_core::breaker::State;
 use outrigger_core::limit::{Rate, RateParams};
+use outrigger_core::redelivery;
 use outrigger_core::time::Mono;
 
 use crate::snapshot::{Async, Service, Snapshot};
@@ -32,38 +33,48 @@ pub struct Allowed {
     pub max_in_flight: u32,
     /// Deliveries started per second; none is unlimited.
     pub per_second: Option<u32>,
+    /// The youngest age at which a message dies.
+    pub max_age: Duration,
 }
 
-/// What the routes of `target` that use `queue` allow. Where they differ the strictest counts: a
-/// limit protects.
-pub fn allowed(snapshot: &Snapshot, queue: &str, target: &str) -> Allowed {
-    let mut allowed: Option<Allowed> = None;
-    if let Some(service) = snapshot.service(target) {
-        for policy in policies(service, queue) {
-            let known = allowed.get_or_insert(Allowed {
-                max_in_flight: policy.max_in_flight,
-                per_second: policy.per_second,
-            });
-            known.max_in_flight = known.max_in_flight.min(policy.max_in_flight);
-            known.per_second = [known.per_second, policy.per_second]
-                .into_iter()
-                .flatten()
-                .min();
+impl Default for Allowed {
+    /// For a target whose routes say nothing any more.
+    fn default() -> Self {
+        Self {
+            max_in_flight: MAX_IN_FLIGHT,
+            per_second: None,
+            max_age: redelivery::Params::default().max_age,
         }
     }
-    allowed.unwrap_or(Allowed {
-        max_in_flight: MAX_IN_FLIGHT,
-        per_second: None,
-    })
 }
 
-/// The async policies of a service's routes that use a queue.
-pub fn policies<'a>(service: &'a Service, queue: &'a str) -> impl Iterator<Item = &'a Async> {
-    let all = service
-        .routes
-        .iter()
-        .filter_map(|route| route.asynchronous.as_ref());
-    all.filter(move |policy| policy.queue == queue)
+impl Allowed {
+    /// What a route allows.
+    pub fn by(policy: &Async) -> Self {
+        Self {
+            max_in_flight: policy.max_in_flight,
+            per_second: policy.per_second,
+            max_age: policy.redelivery.max_age,
+        }
+    }
+
+    /// What both allow. Where they differ the strictest counts: a limit protects.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let rates = [self.per_second, other.per_second];
+        Self {
+            max_in_flight: self.max_in_flight.min(other.max_in_flight),
+            per_second: rates.into_iter().flatten().min(),
+            max_age: self.max_age.min(other.max_age),
+        }
+    }
+}
+
+/// What the routes that use `queue` allow for `target`.
+pub fn allowed(snapshot: &Snapshot, queue: &str, target: &str) -> Allowed {
+    let queue = snapshot.queues.get(queue);
+    let known = queue.and_then(|queue| queue.targets.get(target));
+    known.copied().unwrap_or_default()
 }
 
 /// Whether a target takes deliveries now.
@@ -319,6 +330,7 @@ mod tests {
     const WIDE: Allowed = Allowed {
         max_in_flight: 8,
         per_second: None,
+        max_age: Duration::MAX,
     };
     const HELD: Gate = Gate::Held(Held {
         reason: "circuit_open",
@@ -397,6 +409,7 @@ mod tests {
         let slow = Allowed {
             max_in_flight: 100,
             per_second: Some(20),
+            ..WIDE
         };
         let mut started = 0;
         for millis in 0..1_000 {

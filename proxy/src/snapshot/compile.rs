@@ -31,6 +31,7 @@ use outrigger_core::{breaker, budget, ejection, redelivery, retry};
 use crate::app::Shared;
 use crate::destination::protocol;
 use crate::queueing::ordering::OrderingKey;
+use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
 use crate::snapshot::features;
 use crate::snapshot::live::{AdminState, EndpointSpec, ServiceState};
@@ -458,8 +459,8 @@ fn asynchronous(policy: &RulePolicy, service: &NamespacedName) -> Option<Async> 
     let when = match *spec.when {
         AsyncWhen::Preferred => When::Preferred,
         AsyncWhen::Always => When::Always,
-        // `check` says that Shadow is not yet in effect.
-        AsyncWhen::Never | AsyncWhen::Shadow => return None,
+        AsyncWhen::Shadow => When::Shadow,
+        AsyncWhen::Never => return None,
     };
     let permanent = codes(&spec.permanent_codes).without(codes(&spec.permanent_except));
     Some(Async {
@@ -483,6 +484,7 @@ fn asynchronous(policy: &RulePolicy, service: &NamespacedName) -> Option<Async> 
         result_ttl: *spec.result_ttl,
         result_max_body: *spec.result_max_body,
         idempotency_ttl: *spec.idempotency.ttl,
+        subscribers: subscribers(&spec.subscribers, service),
         secrets: match *spec.secrets {
             outrigger_config::model::Secrets::Reject => Secrets::Reject,
             outrigger_config::model::Secrets::Drop => Secrets::Drop,
@@ -503,33 +505,58 @@ fn ordering_key(source: &KeySource) -> Option<OrderingKey> {
     }
 }
 
+/// Each once, and none that is called anyway.
+fn subscribers(listed: &[NamespacedName], called: &NamespacedName) -> Vec<Arc<str>> {
+    let mut names: Vec<Arc<str>> = Vec::new();
+    for name in listed.iter().filter(|name| *name != called) {
+        let name = Arc::from(name.to_string());
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
 /// The queues of the config, and those that routes use by their service's name.
 fn queues(config: &MeshConfig, services: &[Arc<Service>]) -> BTreeMap<String, Arc<Queue>> {
     let named = config
         .queues
         .iter()
         .map(|(name, spec)| (name.to_string(), queue(name, spec)));
-    let mut queues: BTreeMap<String, Arc<Queue>> = named.collect();
-    let routes = services.iter().flat_map(|service| &service.routes);
-    for used in routes.filter_map(|route| route.asynchronous.as_ref()) {
-        let default = || queue(&used.queue, &QueueSpec::default());
-        queues.entry(used.queue.clone()).or_insert_with(default);
+    let mut queues: BTreeMap<String, Queue> = named.collect();
+    for service in services {
+        let routes = service.routes.iter();
+        for used in routes.filter_map(|route| route.asynchronous.as_ref()) {
+            let default = || queue(&used.queue, &QueueSpec::default());
+            let queue = queues.entry(used.queue.clone()).or_insert_with(default);
+            queue.delivery_timeout = queue.delivery_timeout.max(used.delivery_timeout);
+            for target in [&service.name].into_iter().chain(&used.subscribers) {
+                let allowed = Allowed::by(used);
+                let known = queue.targets.entry(Arc::clone(target)).or_insert(allowed);
+                *known = known.and(allowed);
+            }
+        }
     }
-    queues
+    let shared = queues
+        .into_iter()
+        .map(|(name, queue)| (name, Arc::new(queue)));
+    shared.collect()
 }
 
-fn queue(name: &impl ToString, spec: &QueueSpec) -> Arc<Queue> {
+fn queue(name: &impl ToString, spec: &QueueSpec) -> Queue {
     let effective = effective::queue(spec);
     let embedded = effective.backend.embedded.as_ref();
-    Arc::new(Queue {
+    Queue {
         name: name.to_string(),
+        targets: BTreeMap::new(),
+        delivery_timeout: Duration::ZERO,
         max_depth: effective.max_depth,
         max_bytes: effective.max_bytes,
         dead_retain: effective.retain_dead.unwrap_or(NEVER),
         allow_ephemeral: embedded
             .and_then(|embedded| embedded.allow_ephemeral)
             .unwrap_or(false),
-    })
+    }
 }
 
 fn codes(listed: &[CodeOrClass]) -> CodeSet {

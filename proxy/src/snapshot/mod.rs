@@ -21,6 +21,7 @@ use outrigger_core::route::RuleSet;
 use outrigger_core::{balance, breaker, budget, ejection, redelivery, retry};
 
 use crate::queueing::ordering::OrderingKey;
+use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
 use crate::snapshot::features::Features;
 use crate::snapshot::live::{AdminState, EndpointSet, RouteState, ServiceState};
@@ -320,6 +321,8 @@ pub struct Async {
     pub result_max_body: u64,
     /// How long an idempotency key is remembered.
     pub idempotency_ttl: Duration,
+    /// Services that each get a copy, beside the one that was called.
+    pub subscribers: Vec<Arc<str>>,
     /// What to do with credentials.
     pub secrets: Secrets,
     /// Whether a unary gRPC call is answered with an empty message.
@@ -333,6 +336,8 @@ pub enum When {
     Preferred,
     /// Every call.
     Always,
+    /// None; a copy of every call does.
+    Shadow,
 }
 
 /// `async.secrets`: credentials at rest.
@@ -357,6 +362,10 @@ pub struct Queue {
     pub max_bytes: u64,
     /// How long a dead letter is kept.
     pub dead_retain: Duration,
+    /// What it may deliver to each service that its messages go to.
+    pub targets: BTreeMap<Arc<str>, Allowed>,
+    /// The longest deadline of one delivery.
+    pub delivery_timeout: Duration,
     /// Whether it may live on a volume that does not survive the machine's restart.
     pub allow_ephemeral: bool,
 }

@@ -2,9 +2,11 @@
 
 mod accept;
 mod delivery;
+mod fan_out;
 mod grpc;
 mod letters;
 mod ordering;
+mod outage;
 mod outcomes;
 mod restart;
 mod status;

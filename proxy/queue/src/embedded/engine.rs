@@ -27,7 +27,7 @@ use crate::backend::{
 use crate::clock;
 use crate::message::{Message, MessageId, State, StoredResult};
 use crate::recent::RecentlySettled;
-use crate::record::{CORRUPT, LEASE_EXPIRED, Record, later};
+use crate::record::{CORRUPT, LEASE_EXPIRED, Record, later, load_of};
 
 /// Rows that one reap looks at; keeps the writer's other callers waiting for a millisecond or two.
 const REAP_ROWS: usize = 500;
@@ -164,6 +164,7 @@ impl Engine {
         &mut self,
         reads: &mut Reads<'_>,
         message: &Message,
+        copies: &[Message],
         limits: QueueLimits,
         disk: &Result<(), EnqueueError>,
         now: UnixMillis,
@@ -189,7 +190,9 @@ impl Engine {
             }));
         }
         let (depth, bytes) = self.index.load(&message.queue);
-        let checked = limits.check(message.weight(), depth, bytes);
+        let (more, heavier) = load_of(copies);
+        let bytes = bytes.saturating_add(heavier);
+        let checked = limits.check(message.weight(), depth + more, bytes);
         if let Err(refused) = checked.and_then(|()| disk.clone()) {
             return Ok(Err(refused));
         }
@@ -203,14 +206,21 @@ impl Engine {
             self.writes.put(Table::Idem, &row, &known);
             self.writes.put_expiry(until, &Expiring::Idem(row));
         }
+        self.store(message);
+        for copy in copies {
+            self.store(copy);
+        }
+        Ok(Ok(EnqueueOutcome::Accepted(Receipt { id, durability })))
+    }
+
+    fn store(&mut self, message: &Message) {
         let record = Record::new(message, self.index.next_seq());
-        self.writes.put(Table::Body, id.as_bytes(), message);
+        self.writes.put(Table::Body, message.id.as_bytes(), message);
         self.totals(&message.queue).enqueued += 1;
         self.keep(Live {
             record,
             lease: None,
         });
-        Ok(Ok(EnqueueOutcome::Accepted(Receipt { id, durability })))
     }
 
     fn is_known(&self, tx: &ReadTransaction, id: MessageId) -> Result<bool, Fault> {

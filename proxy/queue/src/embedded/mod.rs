@@ -50,6 +50,7 @@ use crate::backend::{
     StoreError, StoreStats,
 };
 use crate::message::{DeadLetter, Message, MessageId, State, StatusView};
+use crate::record::load_of;
 
 /// A durable queue in one file of a local directory. Share it in an `Arc`.
 ///
@@ -187,14 +188,15 @@ impl QueueBackend for EmbeddedStore {
         }
     }
 
-    fn enqueue(
+    fn enqueue_with(
         &self,
         message: Message,
+        copies: Vec<Message>,
         limits: QueueLimits,
         now: UnixMillis,
     ) -> BoxFuture<'_, Result<EnqueueOutcome, EnqueueError>> {
         async move {
-            let weight = message.weight();
+            let weight = message.weight() + load_of(&copies).1;
             let waiting = self.shared.unwritten_bytes();
             // Alone it always passes: the bound is on what piles up, not on one message.
             if waiting > 0 && waiting.saturating_add(weight) > self.max_unwritten_bytes {
@@ -206,6 +208,7 @@ impl QueueBackend for EmbeddedStore {
             let message = Box::new(message);
             let asked = self.ask(|reply| Op::Enqueue {
                 message,
+                copies,
                 limits,
                 now,
                 queued,

@@ -163,6 +163,7 @@ pub(super) type Reply<T> = oneshot::Sender<T>;
 pub(super) enum Op {
     Enqueue {
         message: Box<Message>,
+        copies: Vec<Message>,
         limits: QueueLimits,
         now: UnixMillis,
         queued: Queued,

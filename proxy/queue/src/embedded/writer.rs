@@ -22,7 +22,7 @@ use super::rows::Fault;
 use super::shared::{Op, Phase, Reply, Shared};
 use super::volume::{self, FileId};
 use crate::clock;
-use crate::record::later;
+use crate::record::{later, load_of};
 
 /// Most operations in one commit; bounds how long the first of them waits.
 const MAX_BATCH_OPS: usize = 4096;
@@ -348,6 +348,7 @@ impl Writer {
             match op {
                 Op::Enqueue {
                     message,
+                    copies,
                     limits,
                     now,
                     queued,
@@ -357,7 +358,7 @@ impl Writer {
                         Some(disk) => disk,
                         None => disk.insert(engine.check_disk().inspect_err(failed)?),
                     };
-                    let out = engine.enqueue(&mut reads, &message, limits, disk, now)?;
+                    let out = engine.enqueue(&mut reads, &message, &copies, limits, disk, now)?;
                     must_commit |= out.is_ok();
                     after_commit.push(Box::new(move || {
                         drop(queued);
@@ -485,8 +486,11 @@ fn answer<T>(reply: Reply<T>, out: T) {
 }
 
 fn weight(op: &Op) -> u64 {
-    if let Op::Enqueue { message, .. } = op {
-        message.weight()
+    if let Op::Enqueue {
+        message, copies, ..
+    } = op
+    {
+        message.weight() + load_of(copies).1
     } else {
         0
     }
