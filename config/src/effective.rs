@@ -14,8 +14,8 @@ use crate::model::{
     EjectionSpec, FailureOnSpec, FailureRateSpec, FaultSpec, GrpcAck, HeaderEdits, HealthSpec,
     IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService, OnDead,
     PermanentSpec, QueueBackend, QueueSpec, RedirectSpec, RespondStep, RetryBudgetSpec,
-    RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, Secrets, TimeoutsSpec,
-    UnknownOutcome,
+    RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, RuleLimitsSpec, Secrets,
+    TimeoutsSpec, UnknownOutcome,
 };
 use crate::units::{CodeOrClass, Dur, GrpcCode, KeySource, NamespacedName};
 
@@ -82,6 +82,8 @@ pub struct RulePolicy {
     pub timeouts: Timeouts,
     /// Retries in line.
     pub retry: Retry,
+    /// The rule's own limits.
+    pub limits: RuleLimits,
     /// Queueing.
     pub async_: Async,
     /// What else is done with the calls.
@@ -146,6 +148,19 @@ pub struct Retry {
     pub budget_percent: Setting<u8>,
     /// How many retries there may always be, per second.
     pub budget_min_per_second: Setting<u32>,
+}
+
+/// The limits of a rule, beside its service's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RuleLimits {
+    /// Requests in flight; none is the service's limit alone.
+    pub max_in_flight: Setting<Option<u32>>,
+    /// Requests waiting for a place.
+    pub max_pending: Setting<u32>,
+    /// How long they wait.
+    pub max_pending_wait: Setting<Duration>,
+    /// The largest request body in bytes; none is the service's.
+    pub max_request_body: Setting<Option<u64>>,
 }
 
 /// Turning calls into messages.
@@ -423,6 +438,9 @@ impl MeshConfig {
                 }),
                 defaults.and_then(|defaults| defaults.retry.as_ref()),
             )),
+            limits: rule_limits(&layers(&policies, rule.rule.limits.as_ref(), |policy| {
+                policy.limits.as_ref()
+            })),
             async_: async_(&with_defaults(
                 layers(&policies, rule.rule.async_.as_ref(), |policy| {
                     policy.async_.as_ref()
@@ -445,6 +463,7 @@ impl MeshConfig {
                 Layers(Vec::new()),
                 defaults.and_then(|defaults| defaults.retry.as_ref()),
             )),
+            limits: rule_limits(&Layers(Vec::new())),
             async_: async_(&with_defaults(
                 Layers(Vec::new()),
                 defaults.and_then(|defaults| defaults.async_.as_ref()),
@@ -634,6 +653,17 @@ fn retry(layers: &Layers<'_, RetrySpec>) -> Retry {
         max_body: layers.field(|spec| spec.max_body.map(|size| size.0), 64 << 10),
         budget_percent: budget.field(|spec| spec.percent.map(|percent| percent.0), 20),
         budget_min_per_second: budget.field(|spec| spec.min_per_second, 3),
+    }
+}
+
+fn rule_limits(layers: &Layers<'_, RuleLimitsSpec>) -> RuleLimits {
+    RuleLimits {
+        max_in_flight: layers.optional(|spec| spec.max_in_flight, None),
+        max_pending: layers.field(|spec| spec.max_pending, 1024),
+        max_pending_wait: layers.duration(|spec| spec.max_pending_wait, Duration::from_millis(250)),
+        max_request_body: layers
+            .optional(|spec| spec.max_request_body, None)
+            .map(|size| size.map(|size| size.0)),
     }
 }
 

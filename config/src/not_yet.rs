@@ -32,9 +32,6 @@ const OF_A_SERVICE: &[&str] = &[
     "loadBalancer.algorithm=ConsistentHash",
     "loadBalancer.hashKey",
     "loadBalancer.warmup",
-    "limits.maxPending",
-    "limits.maxPendingWait",
-    "limits.maxRequestBody",
 ];
 
 const OF_THE_MESH: &[&str] = &["trustDomain", "mtls", "authorization"];

@@ -74,6 +74,8 @@ pub struct Call {
     pub inline_retries: bool,
     /// Replaces the route's `timeouts.request`: the `delivery.timeout` of a message.
     pub request_timeout: Option<Duration>,
+    /// How long its body may be; none is unlimited.
+    pub max_request_body: Option<u64>,
     /// The endpoint of the last attempt, once there was one.
     pub endpoint: Option<SocketAddr>,
     /// Whether the breaker let it through as a probe.
@@ -154,6 +156,7 @@ impl Call {
             switch,
             inline_retries: direction == Direction::Outbound,
             request_timeout: None,
+            max_request_body: None,
             endpoint: None,
             probe: false,
             faulty: false,
@@ -427,6 +430,7 @@ impl Call {
             Payload::Stored(bytes) => OutgoingBody::Stored(bytes),
             Payload::Prefixed(read, incoming) => {
                 self.upload = Upload::new(clock::now(), false);
+                self.upload.limit(self.max_request_body);
                 let upload = Rc::clone(&self.upload);
                 let body = RequestBody::Prefixed(read.into(), incoming, upload);
                 OutgoingBody::Once(Some(body))
@@ -434,6 +438,7 @@ impl Call {
             Payload::Downstream(incoming) if incoming.is_end_stream() => OutgoingBody::Empty,
             Payload::Downstream(incoming) => {
                 self.upload = Upload::new(self.start, false);
+                self.upload.limit(self.max_request_body);
                 let upload = Rc::clone(&self.upload);
                 let cap = route.retry.max_body_bytes;
                 // Also without retries: who turns a request away untouched gets it again.
@@ -494,6 +499,18 @@ impl Call {
 }
 
 impl Payload {
+    /// The least that its body is long, as far as it is known; none for what was stored.
+    pub fn declared(&self) -> Option<u64> {
+        match self {
+            Self::Stored(_) => None,
+            Self::Downstream(incoming) => Some(incoming.size_hint().lower()),
+            Self::Prefixed(read, incoming) => {
+                let before: usize = read.iter().map(Bytes::len).sum();
+                Some(before as u64 + incoming.size_hint().lower())
+            }
+        }
+    }
+
     /// We answer without the body: what is on its way is read for a moment and thrown away, so
     /// that the answer reaches the peer and its h2 connection is not charged for late frames.
     pub fn discard(self) {

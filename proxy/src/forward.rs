@@ -18,6 +18,7 @@ use outrigger_core::outcome::Observed;
 use outrigger_core::retry::{self, Decision, StopReason};
 
 use crate::attempt::{self, Answer, Failure, Window};
+use crate::bulkhead;
 use crate::call::{Call, OutgoingBody, Payload};
 use crate::clock;
 use crate::connect;
@@ -152,7 +153,11 @@ pub async fn exchange(
 ) -> Result<Response<ResponseBody>, ProxyError> {
     call.observation.routed(service, route);
     let target = call.pick_backend(service, route);
-    if let Err(refused) = limit(call, &target).and_then(|()| admit(call, &target)) {
+    let let_in = match bulkhead::screen_body(call, &target, route, &payload) {
+        Ok(()) => enter(call, &target, route).await,
+        Err(refused) => Err(refused),
+    };
+    if let Err(refused) = let_in.and_then(|()| admit(call, &target)) {
         payload.discard();
         return Err(refused);
     }
@@ -231,6 +236,10 @@ pub async fn exchange(
         }
         return match outcome {
             Ok(answer) => Ok(pass_on(call, route, answer, stop, &deadline)),
+            Err(_) if call.upload.too_large() => {
+                call.observation.failed(Observed::CallerGone);
+                Err(bulkhead::too_large(call, &target, route))
+            }
             Err(failure) => Err(give_up(call, failure, stop)),
         };
     }
@@ -283,18 +292,21 @@ fn decide(
     }
 }
 
-/// The in-flight limit of the service.
-fn limit(call: &mut Call, service: &Arc<Service>) -> Result<(), ProxyError> {
-    if service.state.in_flight.try_acquire(service.max_in_flight) {
-        call.observation.in_flight(service);
+/// The limits of the rule and the service; waits for a place where that is allowed, but not
+/// before an open breaker.
+async fn enter(call: &mut Call, service: &Arc<Service>, route: &Route) -> Result<(), ProxyError> {
+    if bulkhead::try_enter(call, service, route) {
         return Ok(());
     }
-    service.metrics.limited.increment(1);
-    let detail = format!(
-        "{} requests to {} are in flight",
-        service.max_in_flight, service.name
-    );
-    Err(ProxyError::local(ErrorCode::LimitReached, detail).retry_after(Duration::from_secs(1)))
+    if let Some(params) = service.breaker_params()
+        && !service.state.breaker.would_admit(&params, call.start)
+    {
+        let view = service.state.breaker.state(&params, call.start);
+        let retry_after = view.retry_in.unwrap_or(Duration::from_secs(1));
+        return Err(circuit_open(service, retry_after));
+    }
+    // Boxed: rare, and large.
+    Box::pin(bulkhead::wait(call, service, route)).await
 }
 
 /// The breaker of the service.
@@ -308,11 +320,13 @@ fn admit(call: &mut Call, service: &Arc<Service>) -> Result<(), ProxyError> {
             call.observation.admitted(service, ticket);
             Ok(())
         }
-        Admit::Refuse { retry_after } => {
-            let detail = format!("the breaker of {} is open", service.name);
-            Err(ProxyError::local(ErrorCode::CircuitOpen, detail).retry_after(retry_after))
-        }
+        Admit::Refuse { retry_after } => Err(circuit_open(service, retry_after)),
     }
+}
+
+fn circuit_open(service: &Service, retry_after: Duration) -> ProxyError {
+    let detail = format!("the breaker of {} is open", service.name);
+    ProxyError::local(ErrorCode::CircuitOpen, detail).retry_after(retry_after)
 }
 
 /// The answer goes to the caller; what is observed ends with its body.

@@ -68,6 +68,20 @@ pub struct RetryBudgetSpec {
     pub min_per_second: Option<u32>,
 }
 
+/// How much of a rule's traffic there may be at a time, within the service's limits.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RuleLimitsSpec {
+    /// Requests in flight. Default: the service's limit alone.
+    pub max_in_flight: Option<u32>,
+    /// Requests waiting for a place; 0 refuses at once. Default 1024.
+    pub max_pending: Option<u32>,
+    /// How long they wait. Default 250ms.
+    pub max_pending_wait: Option<Dur>,
+    /// The largest request body, streamed or not. Default: the service's.
+    pub max_request_body: Option<ByteSize>,
+}
+
 /// Turning calls into durable messages that are delivered later.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -211,6 +225,8 @@ pub struct RoutePolicy {
     pub timeouts: Option<TimeoutsSpec>,
     /// Retries.
     pub retry: Option<RetrySpec>,
+    /// How much of it there may be at a time.
+    pub limits: Option<RuleLimitsSpec>,
     /// Queueing.
     #[serde(rename = "async")]
     pub async_: Option<AsyncSpec>,

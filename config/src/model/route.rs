@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Empty;
-use super::policy::{AsyncSpec, RetrySpec, TimeoutsSpec};
+use super::policy::{AsyncSpec, RetrySpec, RuleLimitsSpec, TimeoutsSpec};
 use crate::units::{ByteSize, Dur, KeySource, Percent, Reference};
 
 /// The rules for the traffic of some services; HTTPRoute and GRPCRoute are read into the same form.
@@ -38,6 +38,8 @@ pub struct Rule {
     pub timeouts: Option<TimeoutsSpec>,
     /// Retries.
     pub retry: Option<RetrySpec>,
+    /// How much of it there may be at a time.
+    pub limits: Option<RuleLimitsSpec>,
     /// Queueing.
     #[serde(rename = "async")]
     pub async_: Option<AsyncSpec>,

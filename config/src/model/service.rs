@@ -382,7 +382,7 @@ pub struct ConnectionSpec {
 pub struct LimitsSpec {
     /// Requests in flight. Default 20000.
     pub max_in_flight: Option<u32>,
-    /// Requests waiting for a place. Default 1024.
+    /// Requests waiting for a place; 0 refuses at once. Default 1024.
     pub max_pending: Option<u32>,
     /// How long they wait. Default 250ms.
     pub max_pending_wait: Option<Dur>,

@@ -318,6 +318,15 @@ impl Settings {
             "retry.budget.minPerSecond",
             &retry.budget_min_per_second,
         );
+        let limits = &policy.limits;
+        if limits.max_in_flight.is_some() {
+            self.option(of, "limits.maxInFlight", &limits.max_in_flight);
+            self.plain(of, "limits.maxPending", &limits.max_pending);
+            self.time(of, "limits.maxPendingWait", &limits.max_pending_wait);
+        }
+        if limits.max_request_body.is_some() {
+            self.option(of, "limits.maxRequestBody", &limits.max_request_body);
+        }
         self.asynchronous(policy);
     }
 
@@ -373,6 +382,8 @@ impl Settings {
         self.limit(of, "connection.maxAge", &policy.connection.max_age);
         self.plain(of, "limits.maxInFlight", &policy.limits.max_in_flight);
         self.plain(of, "limits.maxPending", &policy.limits.max_pending);
+        self.time(of, "limits.maxPendingWait", &policy.limits.max_pending_wait);
+        self.option(of, "limits.maxRequestBody", &policy.limits.max_request_body);
         let breaker = &policy.breaker;
         self.plain(
             of,

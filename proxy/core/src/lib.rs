@@ -25,6 +25,7 @@ pub mod path;
 pub mod route;
 pub mod sniff;
 
+pub mod bulkhead;
 pub mod deadline;
 pub mod fault;
 pub mod limit;

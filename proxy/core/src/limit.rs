@@ -1,45 +1,13 @@
-//! Caps on concurrency and rate.
+//! Caps on rate.
 //!
-//! Owns the counters; the caps come with each call, so a reload moves them at once. A limit
+//! Owns the buckets; the caps come with each call, so a reload moves them at once. A limit
 //! protects by refusing early; it says nothing about the upstream's health (that is
-//! [`crate::breaker`]). On the request's life.
+//! [`crate::breaker`]), nor how many requests are under way ([`crate::bulkhead`]). On the request's life.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::time::Mono;
-
-/// How many requests of a service are in flight, over all workers.
-#[derive(Debug, Default)]
-pub struct InFlight(AtomicU32);
-
-impl InFlight {
-    /// Nothing in flight.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Takes a place if fewer than `max` are taken. Each success is paired with one
-    /// [`InFlight::release`].
-    pub fn try_acquire(&self, max: u32) -> bool {
-        self.0
-            .fetch_update(Relaxed, Relaxed, |taken| (taken < max).then(|| taken + 1))
-            .is_ok()
-    }
-
-    /// Gives a place back.
-    pub fn release(&self) {
-        let taken = self
-            .0
-            .fetch_update(Relaxed, Relaxed, |taken| taken.checked_sub(1));
-        debug_assert!(taken.is_ok(), "released more often than acquired");
-    }
-
-    /// Places taken now.
-    pub fn current(&self) -> u32 {
-        self.0.load(Relaxed)
-    }
-}
 
 /// A rate with a burst: the generic cell rate algorithm (ITU-T I.371), one atomic word.
 #[derive(Debug, Default)]
@@ -88,34 +56,6 @@ impl Rate {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn no_more_than_the_maximum_are_let_in() {
-        let limit = InFlight::new();
-        assert!(limit.try_acquire(2));
-        assert!(limit.try_acquire(2));
-        assert!(!limit.try_acquire(2));
-        assert!(limit.try_acquire(3), "the cap may move between calls");
-        assert_eq!(limit.current(), 3);
-        limit.release();
-        limit.release();
-        assert!(limit.try_acquire(2));
-        assert!(!InFlight::new().try_acquire(0));
-    }
-
-    #[test]
-    fn threads_share_one_count() {
-        let limit = InFlight::new();
-        let let_in: usize = std::thread::scope(|scope| {
-            let one = || (0..100).filter(|_| limit.try_acquire(150)).count();
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap())
-                .sum()
-        });
-        assert_eq!(let_in, 150);
-    }
 
     #[test]
     fn a_rate_lets_its_burst_through_and_then_its_pace() {

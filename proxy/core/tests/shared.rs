@@ -3,9 +3,10 @@
 use outrigger_core::balance::{EndpointLoad, ZoneGate};
 use outrigger_core::breaker::Breaker;
 use outrigger_core::budget::RetryBudget;
+use outrigger_core::bulkhead::Bulkhead;
 use outrigger_core::ejection::{EjectionGate, EndpointHealth};
 use outrigger_core::host::HostTable;
-use outrigger_core::limit::{InFlight, Rate};
+use outrigger_core::limit::Rate;
 use outrigger_core::route::RuleSet;
 
 #[test]
@@ -17,7 +18,7 @@ fn state_and_compiled_rules_are_shared_between_threads() {
     shared::<EjectionGate>();
     shared::<EndpointLoad>();
     shared::<ZoneGate>();
-    shared::<InFlight>();
+    shared::<Bulkhead>();
     shared::<Rate>();
     shared::<RuleSet>();
     shared::<HostTable<u8>>();

@@ -131,7 +131,7 @@ pub(super) fn endpoints(shared: &Shared) -> Value {
                     Protocol::Http1 => "http/1.1",
                     Protocol::Http2 => "h2",
                 },
-                "inFlight": service.state.in_flight.current(),
+                "inFlight": service.state.bulkhead.current(),
                 "endpoints": endpoints,
             })
         })
@@ -205,17 +205,32 @@ pub(super) fn refresh_metrics(shared: &Shared) {
     let open = |state: &EndpointState| state.connections.load(Ordering::Relaxed);
     let mut upstream = open(&shared.live.passthrough) + open(&shared.live.app);
     if let Some(passthrough) = &snapshot.passthrough {
-        let in_flight = passthrough.state.in_flight.current();
+        let in_flight = passthrough.state.bulkhead.current();
         metrics
             .gauge("outrigger_in_flight", &[("service", &passthrough.name)])
             .set(f64::from(in_flight));
     }
     for service in services(&snapshot) {
         let name = ("service", &*service.name);
-        let in_flight = service.state.in_flight.current();
+        let in_flight = service.state.bulkhead.current();
         metrics
             .gauge("outrigger_in_flight", &[name])
             .set(f64::from(in_flight));
+        metrics
+            .gauge("outrigger_pending", &[name])
+            .set(f64::from(service.state.bulkhead.pending()));
+        for route in &service.routes {
+            if route.limits.is_some() {
+                let of = [name, ("route", &route.name)];
+                let bulkhead = &route.state.bulkhead;
+                metrics
+                    .gauge("outrigger_route_in_flight", &of)
+                    .set(f64::from(bulkhead.current()));
+                metrics
+                    .gauge("outrigger_route_pending", &of)
+                    .set(f64::from(bulkhead.pending()));
+            }
+        }
         let set = service.state.endpoints();
         let mut counts = [("available", 0), ("ejected", 0), ("draining", 0)];
         for endpoint in &set.endpoints {

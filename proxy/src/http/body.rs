@@ -48,6 +48,7 @@ pub struct Upload {
     failed: Cell<bool>,
     starved: Cell<bool>,
     bytes: Cell<u64>,
+    most: Cell<u64>,
 }
 
 impl Upload {
@@ -59,7 +60,18 @@ impl Upload {
             failed: Cell::new(false),
             starved: Cell::new(false),
             bytes: Cell::new(0),
+            most: Cell::new(u64::MAX),
         })
+    }
+
+    /// Breaks the upload off once more than `most` bytes have come.
+    pub fn limit(&self, most: Option<u64>) {
+        self.most.set(most.unwrap_or(u64::MAX));
+    }
+
+    /// Whether it was broken off because it was longer than it may be.
+    pub fn too_large(&self) -> bool {
+        self.bytes.get() > self.most.get()
     }
 
     /// When the last byte arrived, or the start of the request. The `request` timeout runs from
@@ -94,6 +106,10 @@ impl Upload {
         self.starved.set(polled.is_pending());
         if let Poll::Ready(frame) = &polled {
             self.note(frame, source.is_end_stream());
+            if self.too_large() {
+                self.failed.set(true);
+                return Poll::Ready(Some(Err(PeerError::TooLarge)));
+            }
         }
         polled
     }

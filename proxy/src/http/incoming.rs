@@ -27,6 +27,9 @@ pub enum PeerError {
     /// The body of the request broke off while it was sent on.
     #[error("the request body broke off")]
     RequestBroken,
+    /// A request's body is longer than `limits.maxRequestBody`.
+    #[error("the request body is longer than it may be")]
+    TooLarge,
 }
 
 impl PeerError {
@@ -37,7 +40,7 @@ impl PeerError {
             Self::Http2(error) => is_malformed_http2(error),
             // It was us who ended the stream or connection, for what the peer had sent.
             Self::H2(error) => error.is_library() && error.reason().is_some(),
-            Self::RequestBroken => false,
+            Self::RequestBroken | Self::TooLarge => false,
         }
     }
 }

@@ -100,6 +100,8 @@ struct Record {
     failed: Option<Observed>,
     breaker: Option<(Arc<Service>, Ticket)>,
     in_flight: Option<Arc<Service>>,
+    /// Whether it counts against the limit of `route` as well.
+    in_rule: bool,
     endpoint: Option<EndpointUse>,
 }
 
@@ -133,6 +135,7 @@ impl Observation {
             failed: None,
             breaker: None,
             in_flight: None,
+            in_rule: false,
             endpoint: None,
         })))
     }
@@ -191,8 +194,18 @@ impl Observation {
     }
 
     /// The request counts against `service`'s limit until it ends.
-    pub fn in_flight(&mut self, service: &Arc<Service>) {
+    pub fn entered(&mut self, service: &Arc<Service>) {
         self.note(|record| record.in_flight = Some(Arc::clone(service)));
+    }
+
+    /// The request counts against its rule's limit until it ends.
+    pub fn entered_rule(&mut self) {
+        self.note(|record| record.in_rule = true);
+    }
+
+    /// Whether it counts against its rule's limit.
+    pub fn is_in_rule(&self) -> bool {
+        self.0.as_ref().is_some_and(|record| record.in_rule)
     }
 
     /// One more try.
@@ -290,7 +303,14 @@ impl Record {
             record_breaker(&self.worker, &service, ticket, &observed, now);
         }
         if let Some(service) = self.in_flight.take() {
-            service.state.in_flight.release();
+            let max = service.limits.max_in_flight;
+            service.state.bulkhead.leave(max);
+        }
+        if self.in_rule
+            && let Some(route) = &self.route
+        {
+            let max = route.limits.as_ref().map(|rule| rule.limits.max_in_flight);
+            route.state.bulkhead.leave(max.unwrap_or_default());
         }
         match ending {
             Ending::Complete => {}

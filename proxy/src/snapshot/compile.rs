@@ -29,6 +29,7 @@ use outrigger_core::route::{
 use outrigger_core::{breaker, budget, ejection, redelivery, retry};
 
 use crate::app::Shared;
+use crate::bulkhead;
 use crate::destination::protocol;
 use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
@@ -155,7 +156,8 @@ impl Compiler<'_> {
             ejection: ejection(&policy),
             algorithm: algorithm(*policy.load_balancer.algorithm),
             prefer_zone,
-            max_in_flight: *policy.limits.max_in_flight,
+            limits: limits(&policy),
+            max_request_body: *policy.limits.max_request_body,
             rules: set,
             routes,
             metrics: self.service_metrics(&state.name),
@@ -205,6 +207,8 @@ impl Compiler<'_> {
                 min_per_second: *policy.retry.budget_min_per_second,
                 ..budget::Params::default()
             },
+            limits: self.rule_limits(policy, service, &name),
+            max_request_body: *policy.limits.max_request_body,
             asynchronous: asynchronous(policy, service),
             features: features::compile(&policy.features, &self.shared.metrics, &name),
             state: self.shared.live.route(&format!("{service} {name}")),
@@ -289,6 +293,8 @@ impl Compiler<'_> {
                 ..retry::Params::default()
             },
             budget: budget::Params::default(),
+            limits: None,
+            max_request_body: None,
             asynchronous: None,
             features: None,
             state: self.shared.live.route(state),
@@ -311,21 +317,41 @@ impl Compiler<'_> {
             },
             algorithm: Algorithm::RoundRobin,
             prefer_zone: false,
-            max_in_flight: *policy.limits.max_in_flight,
+            limits: limits(policy),
+            max_request_body: *policy.limits.max_request_body,
             rules: RuleSet::new(vec![Vec::new()]),
             routes: vec![Arc::new(route)],
             state: self.shared.live.service(state),
         }
     }
 
+    fn rule_limits(
+        &self,
+        policy: &RulePolicy,
+        service: &NamespacedName,
+        route: &str,
+    ) -> Option<bulkhead::RuleLimits> {
+        let spec = &policy.limits;
+        if spec.max_in_flight.is_none() && spec.max_request_body.is_none() {
+            return None;
+        }
+        let service = service.to_string();
+        let labels = [("service", service.as_str()), ("route", route)];
+        Some(bulkhead::RuleLimits {
+            limits: bulkhead::Limits {
+                max_in_flight: spec.max_in_flight.unwrap_or(u32::MAX),
+                max_pending: *spec.max_pending,
+                max_pending_wait: *spec.max_pending_wait,
+            },
+            refused: bulkhead::Refused::new(&self.shared.metrics, &labels),
+        })
+    }
+
     fn service_metrics(&self, name: &str) -> ServiceMetrics {
         let metrics = &self.shared.metrics;
         ServiceMetrics {
             attempts: metrics.counter("outrigger_attempts_total", &[("service", name)]),
-            limited: metrics.counter(
-                "outrigger_limit_rejected_total",
-                &[("service", name), ("limit", "limits.maxInFlight")],
-            ),
+            refused: bulkhead::Refused::new(metrics, &[("service", name)]),
         }
     }
 }
@@ -389,6 +415,15 @@ fn connect_override(policy: &RulePolicy) -> Option<Duration> {
 /// Whether somebody set it for this rule, and not for everything.
 fn is_of_the_rule(origin: &Origin) -> bool {
     matches!(origin, Origin::Rule | Origin::RoutePolicy(_))
+}
+
+fn limits(policy: &ServicePolicy) -> bulkhead::Limits {
+    let spec = &policy.limits;
+    bulkhead::Limits {
+        max_in_flight: *spec.max_in_flight,
+        max_pending: *spec.max_pending,
+        max_pending_wait: *spec.max_pending_wait,
+    }
 }
 
 fn breaker(policy: &ServicePolicy) -> breaker::Params {

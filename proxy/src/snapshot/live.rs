@@ -16,8 +16,8 @@ use arc_swap::ArcSwap;
 use outrigger_core::balance::{EndpointLoad, ZoneGate};
 use outrigger_core::breaker::Breaker;
 use outrigger_core::budget::RetryBudget;
+use outrigger_core::bulkhead::Bulkhead;
 use outrigger_core::ejection::{EjectionGate, EndpointHealth};
-use outrigger_core::limit::InFlight;
 
 use crate::upstream::connect::Protocol;
 
@@ -75,6 +75,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct RouteState {
     /// Bounds the extra load of retries.
     pub budget: RetryBudget,
+    /// Requests on their way, where the rule has a limit.
+    pub bulkhead: Bulkhead,
 }
 
 /// The state of one service, shared by all workers.
@@ -83,8 +85,8 @@ pub struct ServiceState {
     pub name: String,
     /// Refuses requests while the service fails.
     pub breaker: Breaker,
-    /// Requests on their way.
-    pub in_flight: InFlight,
+    /// Requests on their way, and those that wait for a place.
+    pub bulkhead: Bulkhead,
     /// Where round robin stands.
     pub cursor: AtomicUsize,
     /// Makes ejections happen one at a time.
@@ -97,7 +99,7 @@ impl ServiceState {
         Self {
             name: name.to_owned(),
             breaker: Breaker::default(),
-            in_flight: InFlight::default(),
+            bulkhead: Bulkhead::default(),
             cursor: AtomicUsize::new(0),
             gate: EjectionGate::default(),
             endpoints: ArcSwap::default(),

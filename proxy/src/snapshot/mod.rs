@@ -20,6 +20,7 @@ use outrigger_core::outcome::FailureOn;
 use outrigger_core::route::RuleSet;
 use outrigger_core::{balance, breaker, budget, ejection, redelivery, retry};
 
+use crate::bulkhead;
 use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
@@ -132,8 +133,10 @@ pub struct Service {
     pub algorithm: Algorithm,
     /// Whether endpoints of our own zone come first.
     pub prefer_zone: bool,
-    /// Requests in flight to it at most.
-    pub max_in_flight: u32,
+    /// The bulkhead: requests in flight and waiting.
+    pub limits: bulkhead::Limits,
+    /// Bytes of a request's body at most; none is unlimited.
+    pub max_request_body: Option<u64>,
     /// Which rule takes a request; indexes `routes`.
     pub rules: RuleSet,
     /// One per rule.
@@ -238,8 +241,8 @@ impl balance::Endpoints for Candidates<'_> {
 pub struct ServiceMetrics {
     /// Tries towards an endpoint.
     pub attempts: metrics::Counter,
-    /// Requests refused by `limits.maxInFlight`.
-    pub limited: metrics::Counter,
+    /// Requests refused by its `limits`.
+    pub refused: bulkhead::Refused,
 }
 
 /// One rule with its effective values.
@@ -258,6 +261,10 @@ pub struct Route {
     pub retry: retry::Params,
     /// How much extra load retries may be.
     pub budget: budget::Params,
+    /// Its own share of the places, beside the service's limit.
+    pub limits: Option<bulkhead::RuleLimits>,
+    /// Bytes of a request's body at most; none is the service's.
+    pub max_request_body: Option<u64>,
     /// When calls become messages.
     pub asynchronous: Option<Async>,
     /// What else the rule does; none for most.

@@ -218,17 +218,18 @@ struct Place(Arc<Service>);
 
 impl Place {
     fn take(service: &Arc<Service>) -> Option<Self> {
-        if service.state.in_flight.try_acquire(service.max_in_flight) {
+        let max = service.limits.max_in_flight;
+        if service.state.bulkhead.try_enter(max) {
             return Some(Self(Arc::clone(service)));
         }
-        service.metrics.limited.increment(1);
+        service.metrics.refused.in_flight.increment(1);
         None
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.state.in_flight.release();
+        self.0.state.bulkhead.leave(self.0.limits.max_in_flight);
     }
 }
 

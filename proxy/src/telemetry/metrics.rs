@@ -60,6 +60,21 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Requests in flight to a service.",
     ),
     (
+        "outrigger_pending",
+        Kind::Gauge,
+        "Requests that wait for a place among those in flight to a service.",
+    ),
+    (
+        "outrigger_route_in_flight",
+        Kind::Gauge,
+        "Requests in flight of a rule that has a limit of its own.",
+    ),
+    (
+        "outrigger_route_pending",
+        Kind::Gauge,
+        "Requests that wait for a place among those in flight of a rule.",
+    ),
+    (
         "outrigger_limit_rejected_total",
         Kind::Counter,
         "Requests and connections refused because a limit was reached, by limit.",

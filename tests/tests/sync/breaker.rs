@@ -277,7 +277,7 @@ async fn more_than_the_limit_in_flight_are_refused_at_once() {
     let gate = Gate::new();
     let held = gate.clone();
     let upstream = Upstream::h1(move |_| Reply::ok("done").hold(&held)).await;
-    let more = "limits: {maxInFlight: 2}";
+    let more = "limits: {maxInFlight: 2, maxPending: 0}";
     let sidecar = Sidecar::start(service("orders", &[upstream.addr], more)).await;
     let addr = sidecar.outbound();
     let call = || tokio::spawn(outrigger_tests::client::call(addr, Ask::get("orders", "/")));

@@ -1,6 +1,7 @@
 //! The life of a request through one real sidecar, or two.
 
 mod breaker;
+mod bulkhead;
 mod deadlines;
 mod drain;
 mod headers;
