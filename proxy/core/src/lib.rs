@@ -24,6 +24,7 @@ pub mod http1;
 pub mod path;
 pub mod route;
 pub mod sniff;
+pub mod spiffe;
 
 pub mod bulkhead;
 pub mod deadline;
