@@ -22,19 +22,17 @@ const OF_A_RULE: &[&str] = &[
 
 /// Paths under a service, and under the Mesh's defaults.
 const OF_A_SERVICE: &[&str] = &[
-    "identity",
     "discovery.dns",
     "discovery.kubernetes",
     "discovery.consul",
     "discovery.eureka",
-    "discovery.static[*].identity",
     "health",
     "loadBalancer.algorithm=ConsistentHash",
     "loadBalancer.hashKey",
     "loadBalancer.warmup",
 ];
 
-const OF_THE_MESH: &[&str] = &["trustDomain", "mtls", "authorization"];
+const OF_THE_MESH: &[&str] = &["authorization"];
 
 const OF_A_QUEUE: &[&str] = &[
     "backend.kafka",
@@ -49,7 +47,8 @@ const OF_A_QUEUE: &[&str] = &[
 const OF_A_GATEWAY_RULE: &[&str] = &["filters[*].requestMirror"];
 
 /// Keys of a sidecar's bootstrap file.
-pub(crate) const OF_A_PROXY: &[&str] = &["identity", "tracing"];
+pub(crate) const OF_A_PROXY: &[&str] =
+    &["identity.controlPlane", "identity.workloadApi", "tracing"];
 
 /// Keys of the control plane's bootstrap file.
 pub(crate) const OF_A_CONTROL_PLANE: &[&str] =

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::admin;
 use crate::drain::{Drain, Phase};
+use crate::identity::{self, Identity};
 use crate::listener::bind::{Bound, bind};
 use crate::listener::orig_dst::Own;
 use crate::listener::{Direction, accept};
@@ -56,6 +57,8 @@ pub struct Shared {
     pub hop: Hops,
     /// What is known of the config's source.
     pub config: ConfigStatus,
+    /// Who this sidecar is.
+    pub identity: Identity,
     /// The store behind async calls.
     pub queues: queueing::store::Queues,
 }
@@ -334,6 +337,7 @@ fn share(bootstrap: ProxyBootstrap, addresses: &Addresses) -> Result<Shared, Sta
         },
         listeners: Own::new(listeners.copied()),
         config: ConfigStatus::default(),
+        identity: Identity::new(bootstrap.identity.is_some()),
         queues: queueing::store::Queues::new(bootstrap.state_dir().to_owned()),
         bootstrap,
     })
@@ -422,6 +426,7 @@ async fn control(shared: Arc<Shared>, admin: Vec<Bound>, probes: Vec<Bound>) {
             tokio::task::spawn_local(admin::serve(Arc::clone(&shared), socket, mode));
         }
     }
+    tokio::task::spawn_local(identity::run(Arc::clone(&shared)));
     tokio::task::spawn_local(source::run(Arc::clone(&shared)));
     shared.drain.reached(Phase::Draining).await;
     drain(&shared).await;

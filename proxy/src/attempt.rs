@@ -26,9 +26,11 @@ use crate::error::chain;
 use crate::features::fault;
 use crate::http::body::{RequestBody, Upload};
 use crate::http::incoming::Incoming;
+use crate::identity::{self, verify::Refused};
+use crate::listener::Direction;
 use crate::snapshot::Service;
 use crate::snapshot::features::Fault;
-use crate::upstream::connect::Target;
+use crate::upstream::connect::{ConnectError, Secure, Target};
 use crate::upstream::endpoint::EndpointUse;
 use crate::upstream::pool::{self, Lease, SendError};
 use crate::wheel::Sleep;
@@ -64,6 +66,8 @@ pub struct Answer {
     pub observed: Observed,
     /// When the head came.
     pub at: Mono,
+    /// Whether a sidecar whose identity is proved sent it.
+    pub meshed: bool,
 }
 
 /// No response head came.
@@ -79,6 +83,8 @@ pub struct Failure {
     pub stale: bool,
     /// A fault on purpose: says nothing of the service.
     pub injected: bool,
+    /// There was no TLS session.
+    pub tls: bool,
 }
 
 impl Failure {
@@ -89,6 +95,7 @@ impl Failure {
             unsent: None,
             stale: false,
             injected: false,
+            tls: false,
         }
     }
 
@@ -97,6 +104,18 @@ impl Failure {
         Self {
             injected: true,
             ..Self::new(observed, detail.to_owned())
+        }
+    }
+
+    /// There is no connection.
+    fn connect(call: &Call, error: &ConnectError) -> Self {
+        if let ConnectError::Tls { refused, .. } = error {
+            let metrics = &call.worker.shared.metrics;
+            identity::count_refusal(metrics, Direction::Outbound, refused);
+        }
+        Self {
+            tls: error.is_tls(),
+            ..Self::new(Observed::ConnectFailed, chain(error))
         }
     }
 
@@ -112,6 +131,7 @@ impl Failure {
     /// The code for the caller, should this be the last try.
     pub fn code(&self) -> ErrorCode {
         match self.observed {
+            Observed::ConnectFailed if self.tls => ErrorCode::TlsFailed,
             Observed::ConnectFailed => ErrorCode::ConnectFailed,
             Observed::PerTryTimeout | Observed::RequestTimeout => ErrorCode::UpstreamTimeout,
             Observed::CallerDeadline => ErrorCode::DeadlineExceeded,
@@ -196,21 +216,35 @@ pub async fn attempt(
     }
     // A try that finds nobody, or hears nothing, is a try as well.
     service.metrics.attempts.increment(1);
+    let svid = match endpoint.peers() {
+        None => None,
+        Some(_) => match call.worker.shared.identity.current() {
+            None => {
+                let refused = Refused::NoIdentity;
+                let failure = Failure::connect(call, &ConnectError::Tls { addr, refused });
+                return Err(failed(endpoint, failure.unsent(Box::new(body))));
+            }
+            some => some,
+        },
+    };
+    let ends = svid.as_deref().zip(endpoint.peers());
+    let secure = ends.map(|(svid, peers)| Secure { svid, peers });
     let target = Target {
         addr,
         protocol: call.protocol(&endpoint),
         source: endpoint.source(),
+        session: secure.as_ref().map(Secure::session),
     };
 
     let open = Arc::clone(&endpoint.state().connections);
     let checkout = call
         .worker
         .pools
-        .checkout(target, &window.connection, &open);
+        .checkout(target, &window.connection, &open, secure.as_ref());
     let mut lease = match timer.guard(checkout).await {
         Ok(Ok(lease)) => lease,
         Ok(Err(error)) => {
-            let failure = Failure::new(Observed::ConnectFailed, chain(&error));
+            let failure = Failure::connect(call, &error);
             return Err(failed(endpoint, failure.unsent(Box::new(body))));
         }
         Err(observed) => {
@@ -286,6 +320,7 @@ pub async fn attempt(
         endpoint,
         observed,
         at,
+        meshed: target.session.is_some(),
     })
 }
 

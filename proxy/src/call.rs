@@ -31,7 +31,7 @@ use crate::deadline::Deadline;
 use crate::destination::{self, Fixed};
 use crate::error::ProxyError;
 use crate::http::body::{Replay, RequestBody, ResponseBody, Upload};
-use crate::http::context::Connection;
+use crate::http::context::{Caller, Connection};
 use crate::http::incoming::Incoming;
 use crate::http::observe::{Arrival, Observation};
 use crate::http::respond;
@@ -58,6 +58,8 @@ pub struct Call {
     pub peer: SocketAddr,
     /// Where its connection was going before it was redirected to us.
     pub original: Option<SocketAddr>,
+    /// Who sent it, where that is proved.
+    pub caller: Option<Rc<Caller>>,
     /// The one endpoint it may go to, when an address decided.
     pub fixed: Option<Fixed>,
     /// Whether it is a gRPC call, by content type.
@@ -108,6 +110,10 @@ impl Call {
     ) -> Self {
         let mut call = Self::new(worker, parts, connection.direction, connection.peer);
         call.original = connection.original;
+        if let Some(caller) = &connection.caller {
+            call.caller = Some(Rc::clone(caller));
+            call.caller_timeout = caller_timeout(&call.parts.headers, true, call.grpc);
+        }
         call
     }
 
@@ -141,13 +147,14 @@ impl Call {
         };
         let observation = Observation::start(worker, &parts, arrival);
         Self {
-            caller_timeout: caller_timeout(&parts.headers, direction, grpc),
+            caller_timeout: caller_timeout(&parts.headers, direction == Direction::Outbound, grpc),
             worker: Rc::clone(worker),
             snapshot,
             parts,
             direction,
             peer,
             original: None,
+            caller: None,
             fixed: None,
             grpc,
             start,
@@ -301,11 +308,11 @@ impl Call {
     }
 
     /// The protocol for this call: gRPC needs h2 and a switch of protocols HTTP/1.1, whatever the
-    /// port says.
+    /// port says. Sidecars multiplex between them.
     pub fn protocol(&self, endpoint: &EndpointUse) -> Protocol {
         if self.switch.is_some() {
             Protocol::Http1
-        } else if self.grpc {
+        } else if self.grpc || endpoint.peers().is_some() {
             Protocol::Http2
         } else {
             endpoint.protocol()
@@ -320,9 +327,12 @@ impl Call {
         // hyper answers 100-continue when the body is first read.
         fields.remove(EXPECT);
         // Our own application is trusted; on the other side a peer without identity is not.
-        let trusted = self.direction == Direction::Outbound;
-        if !trusted {
+        let trusted = self.direction == Direction::Outbound || self.caller.is_some();
+        if self.direction == Direction::Inbound {
             headers::append_forwarded_for(&mut fields, self.peer.ip(), true);
+        }
+        if let Some(caller) = &self.caller {
+            fields.insert(headers::X_FORWARDED_CLIENT_CERT, caller.forwarded.clone());
         }
         headers::set_forwarded_proto(&mut fields, false, trusted);
         let id = headers::ensure_request_id(&mut fields, &mut self.worker.rng());
@@ -371,6 +381,7 @@ impl Call {
         match self.direction {
             // Those a caller may set were read before; none of them goes on as it came.
             Direction::Outbound if !self.inline_retries => StripPolicy::MeshPeer,
+            Direction::Inbound if self.caller.is_some() => StripPolicy::MeshPeer,
             Direction::Outbound | Direction::Inbound => StripPolicy::Untrusted,
         }
     }
@@ -462,8 +473,13 @@ impl Call {
     }
 
     /// Removes from an upstream's answer what only a sidecar may say.
-    pub fn clean_response(&self, fields: &mut HeaderMap) {
-        headers::strip_outrigger(fields, StripPolicy::Untrusted);
+    /// `meshed` says that another sidecar answered.
+    pub fn clean_response(&self, fields: &mut HeaderMap, meshed: bool) {
+        let from = match meshed {
+            true => StripPolicy::MeshPeer,
+            false => StripPolicy::Untrusted,
+        };
+        headers::strip_outrigger(fields, from);
     }
 
     /// Counts what became of a possible retry.
@@ -609,7 +625,8 @@ fn is_grpc(fields: &HeaderMap) -> bool {
     })
 }
 
-fn caller_timeout(fields: &HeaderMap, direction: Direction, grpc: bool) -> Option<Duration> {
+/// The time that is left by the caller's word; `ours` says whether our own field counts.
+fn caller_timeout(fields: &HeaderMap, ours: bool, grpc: bool) -> Option<Duration> {
     let text = |name| {
         fields
             .get(name)
@@ -619,7 +636,7 @@ fn caller_timeout(fields: &HeaderMap, direction: Direction, grpc: bool) -> Optio
         .then(|| text(headers::GRPC_TIMEOUT))
         .flatten()
         .and_then(deadline::parse_grpc_timeout);
-    let ours = (direction == Direction::Outbound)
+    let ours = ours
         .then(|| text(headers::DEADLINE_MS))
         .flatten()
         .and_then(deadline::parse_deadline_ms);

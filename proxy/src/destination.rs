@@ -56,6 +56,7 @@ impl Fixed {
             zone: None,
             weight: 100,
             admin: AdminState::Serving,
+            identity: None,
         };
         let state = Arc::clone(state);
         Self {
@@ -181,7 +182,10 @@ pub fn inbound(call: &mut Call) -> Result<(Arc<Service>, Arc<Route>), ProxyError
         let bootstrap = call.worker.shared.bootstrap.app.map(|app| app.port());
         let protocol = match call.snapshot.app_speaks(Some(original.port()), bootstrap) {
             Some(declared) => protocol(declared),
-            None if call.parts.version == Version::HTTP_2 => Protocol::Http2,
+            // Sidecars multiplex whatever is called: HTTP/2 says nothing of the application then.
+            None if call.parts.version == Version::HTTP_2 && call.caller.is_none() => {
+                Protocol::Http2
+            }
             None => Protocol::Http1,
         };
         let state = &call.worker.shared.live.app;
@@ -320,9 +324,10 @@ pub fn pick(
     if let Some(fixed) = fixed
         && Arc::ptr_eq(&fixed.service.state, &service.state)
     {
-        let protocol = fixed.protocol.unwrap_or(set.protocol);
+        let protocol = fixed.protocol.unwrap_or(set.spoken.protocol);
+        let peers = set.peers(&fixed.endpoint.spec).cloned();
         let endpoint = EndpointUse::start(service, &fixed.endpoint, protocol, now);
-        return Some(endpoint.from(fixed.source));
+        return Some(endpoint.from(fixed.source).expecting(peers));
     }
     let view = service.candidates(&set);
     let at = |addr: &SocketAddr| {
@@ -333,7 +338,8 @@ pub fn pick(
     let algorithm = service.algorithm.with(&service.state);
     let picked = balance::pick(algorithm, &view, &exclude, now, &mut worker.rng())?;
     let endpoint = set.endpoints.get(picked.index)?;
-    Some(EndpointUse::start(service, endpoint, set.protocol, now))
+    let peers = set.peers(&endpoint.spec).cloned();
+    Some(EndpointUse::start(service, endpoint, set.spoken.protocol, now).expecting(peers))
 }
 
 /// How an upstream of this declaration is spoken to.

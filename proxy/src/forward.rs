@@ -344,11 +344,12 @@ fn pass_on(
         endpoint,
         observed,
         at,
+        meshed,
     } = answer;
     let (mut parts, incoming) = response.into_parts();
     let switched = Switch::of_answer(&parts);
     headers::strip_hop_by_hop(&mut parts.headers);
-    call.clean_response(&mut parts.headers);
+    call.clean_response(&mut parts.headers, meshed);
     if matches!(stop, StopReason::BodyTooLarge | StopReason::BudgetExhausted) {
         parts.headers.insert(headers::RETRY, skipped(stop));
     }

@@ -136,7 +136,7 @@ impl Worker {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.pools.sweep();
+            self.pools.sweep(self.shared.identity.generation());
             self.date.set(clock::http_date());
             self.flush_log();
         }

@@ -10,6 +10,7 @@ pub mod frames;
 pub mod mesh;
 pub mod metrics;
 pub mod netns;
+pub mod pki;
 pub mod process;
 pub mod raw;
 pub mod upstream;

@@ -207,6 +207,11 @@ impl Sidecar {
         self.dir.path().join("mesh.yaml")
     }
 
+    /// How often its identity was renewed; 0 before the first.
+    pub fn identity_generation(&self) -> u64 {
+        self.running().shared.identity.generation()
+    }
+
     /// One call of the application, on a connection of its own.
     pub async fn call(&self, ask: Ask) -> Answer {
         client::call(self.outbound(), ask).await

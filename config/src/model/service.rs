@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::MtlsSpec;
 use crate::units::{ByteSize, CodeOrClass, Dur, GrpcCode, KeySource, NamespacedName, Percent};
 
 /// A service: the names it is called by, its endpoints and its traffic settings.
@@ -22,8 +23,11 @@ pub struct MeshService {
     /// intercepted on its way to one of them, at one of `ports`, is for this service.
     #[serde(default)]
     pub addresses: Vec<std::net::IpAddr>,
-    /// Who the service's workloads are.
+    /// Who the service's workloads are: whoever calls them with an identity of their own does so
+    /// with mutual TLS, and takes nobody else for them.
     pub identity: Option<IdentitySpec>,
+    /// Mutual TLS with callers, where it differs from the mesh's.
+    pub mtls: Option<MtlsSpec>,
     /// Where the endpoints come from.
     pub discovery: Option<DiscoverySpec>,
     /// Active checks of the endpoints.
@@ -50,6 +54,7 @@ impl MeshService {
             name: None,
             port: 80,
             app_protocol: None,
+            mtls: None,
         }]
     }
 
@@ -83,6 +88,8 @@ pub struct PortSpec {
     pub port: u16,
     /// What is spoken on the port; found out by the first bytes when it is not declared.
     pub app_protocol: Option<AppProtocol>,
+    /// Mutual TLS with callers of this port, where it differs from the service's.
+    pub mtls: Option<MtlsSpec>,
 }
 
 /// What is spoken on a port, in the words of Kubernetes' `appProtocol`.

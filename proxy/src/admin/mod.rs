@@ -141,13 +141,16 @@ async fn answer(
     }
 }
 
-/// Ready: a mesh config is in force and nothing drains.
+/// Ready: a mesh config is in force, and an identity where one is to come, and nothing drains.
 fn readiness(shared: &Shared) -> Answer {
     if shared.drain.phase() != Phase::Running {
         return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
     }
     if !shared.store.load().configured() {
         return text(StatusCode::SERVICE_UNAVAILABLE, "no mesh config yet\n");
+    }
+    if shared.identity.configured() && shared.identity.generation() == 0 {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "no identity yet\n");
     }
     text(StatusCode::OK, "ok\n")
 }

@@ -127,7 +127,7 @@ pub(super) fn endpoints(shared: &Shared) -> Value {
                 "service": &*service.name,
                 // The local application, behind this sidecar; not the service others call.
                 "local": snapshot.app.as_ref().is_some_and(|app| Arc::ptr_eq(app, service)),
-                "protocol": match service.protocol {
+                "protocol": match service.spoken.protocol {
                     Protocol::Http1 => "http/1.1",
                     Protocol::Http2 => "h2",
                 },

@@ -1,6 +1,10 @@
 //! What is known about a connection while requests pass through it.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
+
+use http::HeaderValue;
+use outrigger_core::spiffe::SpiffeId;
 
 use crate::listener::Direction;
 
@@ -12,6 +16,17 @@ pub struct Connection {
     pub direction: Direction,
     /// Where it was going before it was redirected to us; none when nobody redirected it.
     pub original: Option<SocketAddr>,
+    /// Who the peer is, where TLS has proved it.
+    pub caller: Option<Rc<Caller>>,
+}
+
+/// A peer whose identity was verified.
+#[derive(Debug)]
+pub struct Caller {
+    /// Who it is.
+    pub id: SpiffeId,
+    /// The same as `x-forwarded-client-cert` says it.
+    pub forwarded: HeaderValue,
 }
 
 impl Connection {
@@ -21,6 +36,7 @@ impl Connection {
             peer,
             direction,
             original,
+            caller: None,
         }
     }
 }

@@ -18,7 +18,6 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::clock;
@@ -29,6 +28,7 @@ use crate::http::context::Connection;
 use crate::http::incoming::Incoming;
 use crate::http::streams::{Sent, Stream, StreamExecutor, Streams};
 use crate::http::switch::{self, Switch};
+use crate::io::Io;
 use crate::listener::accept;
 use crate::telemetry::limits::WireLimit;
 use crate::upstream::connect::STREAM_WINDOW;
@@ -45,7 +45,7 @@ const GOODBYE: Duration = Duration::from_secs(5);
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 
 /// Serves HTTP/2 with prior knowledge until the connection ends or drains.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, connection: Rc<Connection>) {
+pub async fn serve(worker: Rc<Worker>, stream: Io, connection: Rc<Connection>) {
     let wire = &worker.shared.wire;
     let streams = Streams::new(Rc::clone(&worker));
     let mut builder = http2::Builder::new(StreamExecutor(Rc::clone(&streams)));

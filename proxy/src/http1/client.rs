@@ -18,12 +18,12 @@ use http_body::{Body as _, Frame, SizeHint};
 use outrigger_core::http1::{
     self, BodyLength, Decoder, Item, Limits, ResponseHead, find_end, parse_response, write_request,
 };
-use tokio::net::TcpStream;
 
 use crate::http::body::RequestBody;
 use crate::http::incoming::{Incoming, PeerError};
 use crate::http1::sending::{Length, Sending, SendingError};
 use crate::http1::wire::{self, Wire, WireError};
+use crate::io::Io;
 use crate::upstream::pool::{Outgoing, SendError};
 
 /// Interim responses (RFC 9110 §15.2) before the final one; more are a flood.
@@ -55,7 +55,7 @@ enum Upload {
 
 impl Connection {
     /// A connection over `stream`, ready for its first request.
-    pub fn new(stream: TcpStream, limits: Limits) -> Rc<Self> {
+    pub fn new(stream: Io, limits: Limits) -> Rc<Self> {
         Rc::new(Self {
             inner: RefCell::new(Inner {
                 wire: Wire::new(stream),

@@ -24,7 +24,6 @@ use outrigger_core::http1::{
     parse_request, write_response,
 };
 use outrigger_core::time::Mono;
-use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::clock;
@@ -39,6 +38,7 @@ use crate::http::switch::Switch;
 use crate::http::tunnel::Tunnel;
 use crate::http1::sending::{Length, Sending, SendingError};
 use crate::http1::wire::{self, Wire, WireError};
+use crate::io::Io;
 use crate::listener::{Direction, accept};
 use crate::telemetry::limits::WireLimit;
 use crate::wheel::Sleep;
@@ -54,7 +54,7 @@ const LINGER_BYTES: usize = 256 * 1024;
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Serves the connection to its end.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: Rc<context::Connection>) {
+pub async fn serve(worker: Rc<Worker>, stream: Io, peer: Rc<context::Connection>) {
     let wire = &worker.shared.wire;
     let limits = Limits {
         max_fields: wire.max_headers,

@@ -1,4 +1,4 @@
-//! A socket with its read buffer.
+//! A connection's stream with its read buffer.
 //!
 //! The buffer is taken from this thread's spare ones when bytes arrive and given back as soon as
 //! it is empty: a connection that waits, for a request or for an answer, holds none.
@@ -12,7 +12,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use outrigger_core::http1::Malformed;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+
+use crate::io::Io;
 
 /// Read at a time: a typical message in one piece.
 const READ: usize = 16 * 1024;
@@ -74,7 +75,7 @@ impl WireError {
 /// A socket and what was read from it beyond what has been understood.
 #[derive(Debug)]
 pub struct Wire {
-    stream: TcpStream,
+    stream: Io,
     /// Bytes read and not yet taken.
     pub buf: BytesMut,
     /// The last read took all the room there was.
@@ -84,7 +85,7 @@ pub struct Wire {
 
 impl Wire {
     /// A socket from which nothing was read yet.
-    pub fn new(stream: TcpStream) -> Self {
+    pub fn new(stream: Io) -> Self {
         Self {
             stream,
             buf: BytesMut::new(),
@@ -144,9 +145,7 @@ impl Wire {
         if self.eof || !self.buf.is_empty() {
             return false;
         }
-        // Not polled: a task that has used up its turn would be told that nothing is there.
-        let found = self.stream.try_read(&mut [0]);
-        matches!(found, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        self.stream.is_quiet()
     }
 
     /// Writes as much as the kernel takes.
@@ -166,8 +165,7 @@ impl Wire {
 
     /// Makes the end of the socket a reset: a proper end would tell the peer that it has all.
     pub fn reset(&self) {
-        // A socket that refuses this is gone already.
-        let _ = self.stream.set_zero_linger();
+        self.stream.reset();
     }
 
     /// Ends the sending side.

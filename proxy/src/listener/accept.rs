@@ -17,9 +17,11 @@ use crate::drain::{Drain, Phase};
 use crate::http::context::Connection;
 use crate::http::http2;
 use crate::http1;
+use crate::io::Io;
 use crate::listener::detect::Detected;
 use crate::listener::orig_dst::Refusal;
-use crate::listener::{Direction, detect, orig_dst};
+use crate::listener::tls::{Carried, Received};
+use crate::listener::{Direction, detect, orig_dst, tls};
 use crate::tcp;
 use crate::telemetry::limits::WireLimit;
 use crate::worker::Worker;
@@ -89,32 +91,57 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, dir
     if let Err(refusal) = orig_dst::judge(direction, original, has_app, &shared.listeners) {
         return refuse(&worker, &stream, peer, direction, original, refusal);
     }
-    let connection = Rc::new(Connection::new(peer, direction, original));
+    let mut connection = Connection::new(peer, direction, original);
     let declared = destination::declared(&worker, &worker.snapshot(), &connection);
+    let mut stream = stream;
+    if direction == Direction::Inbound && shared.identity.configured() {
+        // Boxed: a handshake is large, and over when requests come.
+        let receiving = tls::receive(&worker, stream, &mut connection, declared);
+        match Box::pin(receiving).await {
+            Received::Plain(plain) => stream = plain,
+            Received::Secure(io, carried) => {
+                return secure(worker, io, carried, Rc::new(connection)).await;
+            }
+            Received::Refused(stream, refusal) => {
+                return refuse(&worker, &stream, peer, direction, original, refusal);
+            }
+            Received::Over => return,
+        }
+    }
+    let connection = Rc::new(connection);
     if let Some(AppProtocol::Tcp | AppProtocol::Tls) = declared {
         // Nothing is waited for: the server may be the one that speaks first.
-        return Box::pin(tcp::serve(&worker, stream, &connection, None)).await;
+        return Box::pin(tcp::serve(&worker, Io::Plain(stream), &connection, None)).await;
     }
     let Some(told) = first_bytes(&worker, &stream, &connection, declared.is_some()).await else {
         return;
     };
     match told {
         // Boxed like the others: the task of an idle HTTP/1.1 connection is as small as it can be.
-        Detected::Http2 => Box::pin(http2::serve(worker, stream, connection)).await,
+        Detected::Http2 => Box::pin(http2::serve(worker, Io::Plain(stream), connection)).await,
         // What is declared wins: whatever else it is, it is answered as broken HTTP.
         Detected::Http1 | Detected::Tls(_) | Detected::Opaque
             if declared.is_some() || told == Detected::Http1 =>
         {
-            http1::server::serve(worker, stream, connection).await;
+            http1::server::serve(worker, Io::Plain(stream), connection).await;
         }
         Detected::Tls(hello) => {
-            Box::pin(tcp::serve(&worker, stream, &connection, hello)).await;
+            Box::pin(tcp::serve(&worker, Io::Plain(stream), &connection, hello)).await;
         }
         _ if direction == Direction::Outbound && original.is_none() => {
             let refusal = Refusal::NoDestination;
             refuse(&worker, &stream, peer, direction, original, refusal);
         }
-        _ => Box::pin(tcp::serve(&worker, stream, &connection, None)).await,
+        _ => Box::pin(tcp::serve(&worker, Io::Plain(stream), &connection, None)).await,
+    }
+}
+
+/// Serves what a verified peer carries within TLS.
+async fn secure(worker: Rc<Worker>, io: Io, carried: Carried, connection: Rc<Connection>) {
+    match carried {
+        Carried::Http2 => Box::pin(http2::serve(worker, io, connection)).await,
+        Carried::Http1 => http1::server::serve(worker, io, connection).await,
+        Carried::Tcp => Box::pin(tcp::serve(&worker, io, &connection, None)).await,
     }
 }
 

@@ -4,6 +4,7 @@ pub mod accept;
 pub mod bind;
 pub mod detect;
 pub mod orig_dst;
+pub mod tls;
 
 /// Relative to the local application; a property of a listener only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

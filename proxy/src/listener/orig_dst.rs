@@ -66,6 +66,8 @@ pub enum Refusal {
     Loopback,
     /// Its destination is no host's address.
     Unroutable,
+    /// Not TLS, where `mtls.mode` is Strict.
+    Plaintext,
     /// Neither HTTP nor TLS to a known name, and no destination to pass it on to.
     NoDestination,
 }
@@ -79,6 +81,7 @@ impl Refusal {
             Self::LinkLocal => "link_local",
             Self::Loopback => "loopback",
             Self::Unroutable => "unroutable",
+            Self::Plaintext => "plaintext",
             Self::NoDestination => "no_destination",
         }
     }

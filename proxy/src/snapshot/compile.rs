@@ -35,17 +35,17 @@ use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
 use crate::snapshot::features;
-use crate::snapshot::live::{AdminState, EndpointSpec, ServiceState};
+use crate::snapshot::live::{AdminState, EndpointSpec, ServiceState, Spoken};
+use crate::snapshot::mutual;
 use crate::snapshot::{
-    Algorithm, Async, Backend, Queue, Route, Secrets, Service, ServiceMetrics, Snapshot, Timeouts,
-    When,
+    Algorithm, Async, Backend, Mtls, Queue, Route, Secrets, Service, ServiceMetrics, Snapshot,
+    Timeouts, When,
 };
 use crate::source::Registry;
-use crate::upstream::connect::Protocol;
 use crate::upstream::pool;
 
 /// The endpoint sets that go with a snapshot; put in force just before it.
-pub type EndpointSets = Vec<(Arc<ServiceState>, Protocol, Vec<EndpointSpec>)>;
+pub type EndpointSets = Vec<(Arc<ServiceState>, Spoken, Vec<EndpointSpec>)>;
 
 /// A limit that is switched off.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -79,7 +79,7 @@ pub fn compile(
             .get(&*service.name)
             .cloned()
             .unwrap_or_else(|| static_endpoints(spec));
-        endpoints.push((Arc::clone(&service.state), service.protocol, specs));
+        endpoints.push((Arc::clone(&service.state), service.spoken.clone(), specs));
         services.push(service);
     }
     for (host, name) in config.host_index(shared.bootstrap.workload.namespace()) {
@@ -92,7 +92,7 @@ pub fn compile(
     let local = shared.bootstrap.app.map(local_endpoint);
     endpoints.push((
         Arc::clone(&app.state),
-        app.protocol,
+        app.spoken.clone(),
         local.into_iter().collect(),
     ));
     let passthrough = compiler.passthrough().map(Arc::new);
@@ -148,7 +148,11 @@ impl Compiler<'_> {
             Locality::Ignore => false,
         };
         Service {
-            protocol: protocol(ports.first().unwrap_or_default()),
+            spoken: Spoken {
+                protocol: protocol(ports.first().unwrap_or_default()),
+                ..mutual::spoken(self.shared, self.config, name, spec)
+            },
+            mtls: mutual::mtls(self.config, Some(spec)),
             ports,
             connection: connection(&policy),
             breaker: Some(breaker(&policy)),
@@ -234,6 +238,7 @@ impl Compiler<'_> {
             direction: "inbound",
             route: "inbound",
             ports: spec.map_or_else(Ports::default, |spec| Ports::new(&spec.ports)),
+            mtls: mutual::mtls(self.config, spec),
             policy: &policy,
         })
     }
@@ -255,6 +260,7 @@ impl Compiler<'_> {
             direction: "outbound",
             route: "passthrough",
             ports: Ports::default(),
+            mtls: mutual::mtls(self.config, None),
             policy: &policy,
         }))
     }
@@ -267,6 +273,7 @@ impl Compiler<'_> {
             direction,
             route,
             ports,
+            mtls,
             policy,
         } = plain;
         let defaults = self.config.default_rule_policy();
@@ -306,7 +313,11 @@ impl Compiler<'_> {
         Service {
             metrics: self.service_metrics(&name),
             name: Arc::from(name),
-            protocol: protocol(ports.first().unwrap_or_default()),
+            spoken: Spoken {
+                protocol: protocol(ports.first().unwrap_or_default()),
+                ..Spoken::default()
+            },
+            mtls,
             ports,
             connection: connection(policy),
             breaker: None,
@@ -364,6 +375,7 @@ struct Plain<'a> {
     direction: &'static str,
     route: &'static str,
     ports: Ports,
+    mtls: Mtls,
     policy: &'a ServicePolicy,
 }
 
@@ -373,6 +385,7 @@ fn local_endpoint(addr: SocketAddr) -> EndpointSpec {
         zone: None,
         weight: 100,
         admin: AdminState::Serving,
+        identity: None,
     }
 }
 
@@ -393,6 +406,7 @@ fn static_endpoints(spec: &MeshService) -> Vec<EndpointSpec> {
                 EndpointState::Draining => AdminState::Draining,
                 EndpointState::Disabled => AdminState::Disabled,
             },
+            identity: mutual::identity(endpoint),
         })
         .collect()
 }

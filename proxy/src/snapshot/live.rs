@@ -19,6 +19,7 @@ use outrigger_core::budget::RetryBudget;
 use outrigger_core::bulkhead::Bulkhead;
 use outrigger_core::ejection::{EjectionGate, EndpointHealth};
 
+use crate::identity::peers::Peers;
 use crate::upstream::connect::Protocol;
 
 /// All live state of one sidecar.
@@ -113,13 +114,13 @@ impl ServiceState {
 
     /// Swaps the endpoint set; endpoints of `zone` come first. Endpoints that stay keep their
     /// health, load and connections.
-    pub fn set_endpoints(&self, specs: &[EndpointSpec], protocol: Protocol, zone: Option<&str>) {
+    pub fn set_endpoints(&self, specs: &[EndpointSpec], spoken: &Spoken, zone: Option<&str>) {
         let mut specs = specs.to_vec();
         let is_local = |spec: &EndpointSpec| zone.is_some() && spec.zone.as_deref() == zone;
         specs.sort_by_key(|spec| (!is_local(spec), spec.addr));
         specs.dedup_by_key(|spec| spec.addr);
         let old = self.endpoints.load();
-        if old.protocol == protocol && old.specs().eq(specs.iter()) {
+        if old.spoken == *spoken && old.specs().eq(specs.iter()) {
             return;
         }
         let local = specs.iter().filter(|spec| is_local(spec)).count();
@@ -140,7 +141,7 @@ impl ServiceState {
         let gate = ZoneGate::new();
         self.endpoints.store(Arc::new(EndpointSet {
             endpoints,
-            protocol,
+            spoken: spoken.clone(),
             local,
             max_weight,
             gate,
@@ -153,9 +154,9 @@ impl ServiceState {
 pub struct EndpointSet {
     /// Those of our own zone first, then by address.
     pub endpoints: Vec<Endpoint>,
-    /// What they speak. Kept with the endpoints and not with the service, so that a request that
-    /// runs under the config before never speaks the old protocol to a new endpoint.
-    pub protocol: Protocol,
+    /// How they are spoken to. Kept with the endpoints and not with the service, so that a request
+    /// that runs under the config before never speaks the old protocol to a new endpoint.
+    pub spoken: Spoken,
     /// How many are of our own zone.
     pub local: usize,
     /// The largest weight.
@@ -164,7 +165,24 @@ pub struct EndpointSet {
     pub gate: ZoneGate,
 }
 
+/// How the endpoints of a service are spoken to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Spoken {
+    /// What they speak.
+    pub protocol: Protocol,
+    /// Whether those with an identity are spoken to with mutual TLS.
+    pub mtls: bool,
+    /// Who they are, where an endpoint does not say otherwise; none is unknown.
+    pub peers: Option<Arc<Peers>>,
+}
+
 impl EndpointSet {
+    /// Who may answer at an endpoint of this set; none is plaintext.
+    pub fn peers<'a>(&'a self, of: &'a EndpointSpec) -> Option<&'a Arc<Peers>> {
+        let known = of.identity.as_ref().or(self.spoken.peers.as_ref());
+        known.filter(|_| self.spoken.mtls)
+    }
+
     fn specs(&self) -> impl Iterator<Item = &EndpointSpec> {
         self.endpoints.iter().map(|endpoint| &endpoint.spec)
     }
@@ -197,6 +215,8 @@ pub struct EndpointSpec {
     pub weight: u32,
     /// Whether it takes new requests.
     pub admin: AdminState,
+    /// Who is there, where that differs from the service's identities.
+    pub identity: Option<Arc<Peers>>,
 }
 
 /// The registry's word on an endpoint.
@@ -242,6 +262,7 @@ mod tests {
             zone: None,
             weight: 100,
             admin: AdminState::Serving,
+            identity: None,
         }
     }
 
@@ -257,9 +278,9 @@ mod tests {
     #[test]
     fn endpoints_that_stay_keep_their_state() {
         let service = ServiceState::new("shop/orders");
-        service.set_endpoints(&[spec(1), spec(2)], Protocol::Http1, None);
+        service.set_endpoints(&[spec(1), spec(2)], &Spoken::default(), None);
         let before = Arc::clone(&service.endpoints().endpoints[1].state);
-        service.set_endpoints(&[spec(2), spec(3)], Protocol::Http1, None);
+        service.set_endpoints(&[spec(2), spec(3)], &Spoken::default(), None);
         let after = service.endpoints();
         assert!(Arc::ptr_eq(&before, &after.endpoints[0].state));
         assert_eq!(after.endpoints.len(), 2);

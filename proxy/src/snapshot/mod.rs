@@ -8,6 +8,7 @@ pub mod addresses;
 pub mod compile;
 pub mod features;
 pub mod live;
+mod mutual;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use outrigger_config::MeshConfig;
+use outrigger_config::model::MtlsMode;
 use outrigger_core::host::HostTable;
 use outrigger_core::outcome::FailureOn;
 use outrigger_core::route::RuleSet;
@@ -25,9 +27,8 @@ use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
 use crate::snapshot::features::Features;
-use crate::snapshot::live::{AdminState, EndpointSet, RouteState, ServiceState};
+use crate::snapshot::live::{AdminState, EndpointSet, RouteState, ServiceState, Spoken};
 use crate::telemetry::metrics::Histogram;
-use crate::upstream::connect::Protocol;
 use crate::upstream::pool;
 
 /// Everything a request may need to know of the config.
@@ -117,8 +118,11 @@ impl Store {
 pub struct Service {
     /// `namespace/name`.
     pub name: Arc<str>,
-    /// What its endpoints speak, by the first port's `appProtocol`; gRPC calls always go as h2.
-    pub protocol: Protocol,
+    /// How its endpoints are spoken to; the protocol is the first port's `appProtocol`, but gRPC
+    /// calls always go as h2.
+    pub spoken: Spoken,
+    /// Whether those who call it must, may or do not speak mutual TLS; asked inbound.
+    pub mtls: Mtls,
     /// Its ports and what is declared of them.
     pub ports: Ports,
     /// Connections.
@@ -234,6 +238,23 @@ impl balance::Endpoints for Candidates<'_> {
             count: self.set.local,
             gate: &self.set.gate,
         })
+    }
+}
+
+/// `mtls.mode` of a service and of its ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mtls {
+    /// Of ports that say nothing.
+    pub mode: MtlsMode,
+    /// Of those that do.
+    pub ports: Vec<(u16, MtlsMode)>,
+}
+
+impl Mtls {
+    /// What counts on `port`.
+    pub fn at(&self, port: Option<u16>) -> MtlsMode {
+        let of = |port| self.ports.iter().find(|(known, _)| *known == port);
+        port.and_then(of).map_or(self.mode, |(_, mode)| *mode)
     }
 }
 

@@ -18,7 +18,7 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Never wait longer than this for an editor to be done.
 const SETTLE_AT_MOST: Duration = Duration::from_millis(500);
 /// Looked at without a notification: network file systems and overlays may not notify.
-const POLL: Duration = Duration::from_secs(2);
+pub(crate) const POLL: Duration = Duration::from_secs(2);
 
 /// Applies the config at `path` now and whenever it changes.
 pub async fn run(path: PathBuf, mut applier: Applier) {
@@ -48,7 +48,8 @@ pub async fn run(path: PathBuf, mut applier: Applier) {
     }
 }
 
-async fn settle(changed: &mut mpsc::Receiver<()>) {
+/// Waits until nothing has happened for a moment.
+pub(crate) async fn settle(changed: &mut mpsc::Receiver<()>) {
     let quiet =
         async { while let Ok(Some(())) = tokio::time::timeout(SETTLE, changed.recv()).await {} };
     let _ = tokio::time::timeout(SETTLE_AT_MOST, quiet).await;
@@ -56,7 +57,7 @@ async fn settle(changed: &mut mpsc::Receiver<()>) {
 
 /// Watches the directory that holds `path`, so that a file replaced by rename and a Kubernetes
 /// mount that swaps its `..data` link are both seen.
-fn watch(path: &Path, events: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
+pub(crate) fn watch(path: &Path, events: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
     let notify = move |event: notify::Result<notify::Event>| {
         if event.is_ok_and(|event| !event.kind.is_access()) {
             // Full means that somebody will look anyway.

@@ -117,7 +117,7 @@ impl Applier {
             if let Some(specs) = registry.get(&*service.name) {
                 service
                     .state
-                    .set_endpoints(specs, service.protocol, self.shared.zone());
+                    .set_endpoints(specs, &service.spoken, self.shared.zone());
             }
         }
         snapshot.index_endpoints();
@@ -135,8 +135,8 @@ impl Applier {
             registry,
         );
         // Endpoints first: a service must not be found before it has them.
-        for (state, protocol, specs) in endpoints {
-            state.set_endpoints(&specs, protocol, shared.zone());
+        for (state, spoken, specs) in endpoints {
+            state.set_endpoints(&specs, &spoken, shared.zone());
         }
         snapshot.index_endpoints();
         shared.queues.ensure_open(&snapshot);

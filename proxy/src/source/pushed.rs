@@ -9,9 +9,11 @@ use std::time::Duration;
 use outrigger_config::Source;
 use outrigger_config::bootstrap::ControlPlaneClient;
 use outrigger_config::wire::{EndpointState, Endpoints};
+use outrigger_core::spiffe::SpiffeId;
 use tracing::{error, warn};
 
 use crate::app::Shared;
+use crate::identity::peers::Peers;
 use crate::snapshot::live::{AdminState, EndpointSpec};
 use crate::source::control_plane::{
     ConfigSink, DocumentSet, Link, Options, Update, parse_address, run as follow,
@@ -120,6 +122,7 @@ fn specs(endpoints: &Endpoints) -> Vec<EndpointSpec> {
                 EndpointState::Draining | EndpointState::Unhealthy => AdminState::Draining,
                 EndpointState::Disabled => AdminState::Disabled,
             },
+            identity: SpiffeId::parse(&endpoint.identity).and_then(Peers::one),
         })
     };
     endpoints.endpoints.iter().filter_map(spec).collect()

@@ -18,22 +18,26 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use outrigger_core::client_hello::ClientHello;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::outcome::Observed;
-use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::clock;
 use crate::destination::{self, Onward};
 use crate::error::chain;
 use crate::http::context::Connection;
+use crate::identity::svid::MESH_TCP;
+use crate::identity::{self, verify};
+use crate::io::Io;
+use crate::listener::Direction;
 use crate::snapshot::Service;
 use crate::tcp::copy::{Ended, Idle, Side};
 use crate::tcp::record::{Ending, Record};
-use crate::upstream::connect;
+use crate::upstream::connect::{self, ConnectError};
 use crate::upstream::endpoint::EndpointUse;
 use crate::worker::Worker;
 
@@ -43,7 +47,7 @@ const TRIES: usize = 3;
 /// Passes the connection through to its end.
 pub async fn serve(
     worker: &Rc<Worker>,
-    mut stream: TcpStream,
+    mut stream: Io,
     connection: &Connection,
     hello: Option<ClientHello>,
 ) {
@@ -52,7 +56,7 @@ pub async fn serve(
         Ok(upstream) => upstream,
         Err(refused) => {
             debug!(peer = %connection.peer, code = refused.code.as_str(), detail = refused.detail, "connection refused");
-            let _ = stream.set_zero_linger();
+            stream.reset();
             return record.end(Ending::Refused, Some(refused.code));
         }
     };
@@ -72,8 +76,8 @@ pub async fn serve(
     )
     .await;
     if let Ended::Reset(_) = ended {
-        let _ = stream.set_zero_linger();
-        let _ = upstream.stream.set_zero_linger();
+        stream.reset();
+        upstream.stream.reset();
     }
     match ended {
         Ended::Complete => record.end(Ending::Complete, None),
@@ -85,13 +89,13 @@ pub async fn serve(
 
 /// A connection to an endpoint, with all that it counts against.
 pub struct Upstream {
-    stream: TcpStream,
+    stream: Io,
     held: Held,
 }
 
 impl Upstream {
     /// The socket, and what must be kept as long as it is open.
-    pub fn into_parts(self) -> (TcpStream, Held) {
+    pub fn into_parts(self) -> (Io, Held) {
         (self.stream, self.held)
     }
 }
@@ -161,7 +165,7 @@ async fn connect(
     worker: &Rc<Worker>,
     onward: &Onward,
     attempted: &mut dyn FnMut(SocketAddr),
-) -> Result<(TcpStream, EndpointUse, Open), Refused> {
+) -> Result<(Io, EndpointUse, Open), Refused> {
     let service = &onward.service;
     let params = &service.connection;
     let mut refused = Refused::new(ErrorCode::NoEndpoints, "no endpoint takes connections");
@@ -192,25 +196,51 @@ async fn connect(
             refused = Refused::new(ErrorCode::LimitReached, "connection.maxPerEndpoint");
             continue;
         };
-        match connect::tcp(
-            &worker.wheel,
-            addr,
-            endpoint.source(),
-            params.connect_timeout,
-        )
-        .await
-        {
+        match open_one(worker, &endpoint, params.connect_timeout).await {
             Ok(stream) => {
                 endpoint.connected(clock::now());
                 return Ok((stream, endpoint, open));
             }
             Err(error) => {
                 endpoint.finish(&Observed::ConnectFailed, clock::now());
-                refused = Refused::new(ErrorCode::ConnectFailed, chain(&error));
+                let code = match error.is_tls() {
+                    true => ErrorCode::TlsFailed,
+                    false => ErrorCode::ConnectFailed,
+                };
+                refused = Refused::new(code, chain(&error));
             }
         }
     }
     Err(refused)
+}
+
+/// One connection; with mutual TLS where the endpoint has an identity.
+async fn open_one(
+    worker: &Worker,
+    endpoint: &EndpointUse,
+    timeout: Duration,
+) -> Result<Io, ConnectError> {
+    let (wheel, addr) = (&worker.wheel, endpoint.addr());
+    let due = connect::due(timeout);
+    let Some(peers) = endpoint.peers() else {
+        let stream = connect::tcp(wheel, addr, endpoint.source(), timeout).await?;
+        return Ok(Io::Plain(stream));
+    };
+    let failed = |refused| ConnectError::Tls { addr, refused };
+    let opened = match worker.shared.identity.current() {
+        None => Err(failed(verify::Refused::NoIdentity)),
+        Some(svid) => match svid.client(peers, &[MESH_TCP]) {
+            Err(error) => Err(failed(verify::Refused::Protocol(error.to_string()))),
+            Ok(config) => {
+                let stream = connect::tcp(wheel, addr, endpoint.source(), timeout).await?;
+                connect::tls(wheel, addr, stream, config, due).await
+            }
+        },
+    };
+    if let Err(ConnectError::Tls { refused, .. }) = &opened {
+        identity::count_refusal(&worker.shared.metrics, Direction::Outbound, refused);
+    }
+    opened
 }
 
 /// A place under `limits.maxInFlight`.

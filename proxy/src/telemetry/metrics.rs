@@ -90,6 +90,16 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Connections refused before it was known what they speak, by reason.",
     ),
     (
+        "outrigger_tls_handshake_failures_total",
+        Kind::Counter,
+        "TLS handshakes between sidecars that failed, by reason.",
+    ),
+    (
+        "outrigger_certificate_expiry_timestamp_seconds",
+        Kind::Gauge,
+        "When our certificate (leaf) or the first authority of our bundle (bundle) expires.",
+    ),
+    (
         "outrigger_tcp_connections_total",
         Kind::Counter,
         "Opaque connections ended; code is Outrigger's own error code or empty.",

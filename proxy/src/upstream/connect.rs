@@ -1,15 +1,24 @@
-//! Opens one connection to one endpoint: TCP, then the HTTP handshake.
+//! Opens one connection to one endpoint: TCP, then TLS where the endpoint has an identity.
 //!
-//! TLS comes between the two and is part of [`Target`], so that connections of different
+//! Who is connected to, and as whom, is part of [`Target`], so that connections of different
 //! identities never share a pool. Stands on the life of a request.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_core::time::Mono;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::clock;
+use crate::identity::peers::Peers;
+use crate::identity::svid::{H2, HTTP1, MESH_H2, MESH_HTTP1, Svid};
+use crate::identity::verify::Refused;
+use crate::io::Io;
 use crate::wheel::Wheel;
 
 /// What may be on its way to us unread, by h2 stream: enough for a few hundred Mbit/s at 20 ms
@@ -39,6 +48,54 @@ pub struct Target {
     pub protocol: Protocol,
     /// Where to connect from.
     pub source: Source,
+    /// Whom to expect there, and as whom to come; none is plaintext.
+    pub session: Option<Session>,
+}
+
+/// What tells connections with mutual TLS apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Session {
+    /// [`Peers::key`].
+    peers: u128,
+    /// [`Svid::generation`].
+    pub generation: u64,
+}
+
+/// Both ends of a connection with mutual TLS.
+pub struct Secure<'a> {
+    /// Who we are.
+    pub svid: &'a Svid,
+    /// Who may answer.
+    pub peers: &'a Arc<Peers>,
+}
+
+impl Secure<'_> {
+    /// What tells its connections apart from others.
+    pub fn session(&self) -> Session {
+        Session {
+            peers: self.peers.key(),
+            generation: self.svid.generation,
+        }
+    }
+
+    /// How TLS is spoken for connections that carry `protocol`.
+    ///
+    /// # Errors
+    /// [`ConnectError::Tls`].
+    pub fn config(
+        &self,
+        addr: SocketAddr,
+        protocol: Protocol,
+    ) -> Result<Arc<ClientConfig>, ConnectError> {
+        let alpn = match protocol {
+            Protocol::Http1 => [MESH_HTTP1, HTTP1],
+            Protocol::Http2 => [MESH_H2, H2],
+        };
+        self.svid.client(self.peers, &alpn).map_err(|error| {
+            let refused = Refused::Protocol(error.to_string());
+            ConnectError::Tls { addr, refused }
+        })
+    }
 }
 
 /// The address that a connection leaves from.
@@ -82,6 +139,17 @@ pub enum ConnectError {
     Shared {
         /// How it failed.
         reason: String,
+        /// Whether TLS was what failed.
+        tls: bool,
+    },
+    /// There is no TLS session: one of the two ends refused the other.
+    #[error("TLS with {addr}")]
+    Tls {
+        /// The endpoint.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        refused: Refused,
     },
     /// The peer did not speak the protocol.
     #[error("HTTP handshake with {addr}")]
@@ -92,6 +160,59 @@ pub enum ConnectError {
         #[source]
         source: h2::Error,
     },
+}
+
+impl ConnectError {
+    /// Whether TLS was what failed.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls { .. } | Self::Shared { tls: true, .. })
+    }
+}
+
+/// When a connect that begins now must be done; none when there is no limit.
+pub fn due(timeout: Duration) -> Option<Mono> {
+    (!timeout.is_zero()).then(|| clock::now() + timeout)
+}
+
+/// Waits for `work` until `due`; none when that passed first.
+pub async fn within<T>(
+    wheel: &Wheel,
+    due: Option<Mono>,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let Some(due) = due else {
+        return Some(work.await);
+    };
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = wheel.sleep_until(due) => None,
+    }
+}
+
+/// Puts TLS over a connection to `addr`, until `due`.
+///
+/// # Errors
+/// [`ConnectError::Tls`]. That the peer refuses our certificate shows later, with the first read.
+///
+/// # Cancel safety
+/// Dropping the future closes the socket.
+pub async fn tls(
+    wheel: &Wheel,
+    addr: SocketAddr,
+    stream: TcpStream,
+    config: Arc<ClientConfig>,
+    due: Option<Mono>,
+) -> Result<Io, ConnectError> {
+    // Its name is its address: who it is, the verifier asks of the certificate.
+    let name = ServerName::IpAddress(addr.ip().into());
+    let handshake = TlsConnector::from(config).connect(name, stream);
+    let refused = match within(wheel, due, handshake).await {
+        Some(Ok(session)) => return Ok(Io::Tls(Box::new(TlsStream::Client(session)))),
+        Some(Err(error)) => Refused::of(&error),
+        None => Refused::TimedOut,
+    };
+    Err(ConnectError::Tls { addr, refused })
 }
 
 /// Opens a TCP connection, at most `timeout` long.

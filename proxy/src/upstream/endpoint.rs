@@ -9,6 +9,7 @@ use outrigger_core::time::Mono;
 use tracing::warn;
 
 use crate::clock;
+use crate::identity::peers::Peers;
 use crate::snapshot::Service;
 use crate::snapshot::live::{Endpoint, EndpointState};
 use crate::upstream::connect::{Protocol, Source};
@@ -19,6 +20,7 @@ pub struct EndpointUse {
     service: Arc<Service>,
     addr: SocketAddr,
     protocol: Protocol,
+    peers: Option<Arc<Peers>>,
     source: Source,
     state: Arc<EndpointState>,
     started: Mono,
@@ -39,6 +41,7 @@ impl EndpointUse {
             service: Arc::clone(service),
             addr: endpoint.spec.addr,
             protocol,
+            peers: None,
             source: Source::Any,
             state: Arc::clone(&endpoint.state),
             started: now,
@@ -55,6 +58,18 @@ impl EndpointUse {
     /// What the endpoint speaks.
     pub fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    /// The same, known to be one of `peers`: spoken to with mutual TLS only.
+    #[must_use]
+    pub fn expecting(mut self, peers: Option<Arc<Peers>>) -> Self {
+        self.peers = peers;
+        self
+    }
+
+    /// Who may answer there; none is plaintext.
+    pub fn peers(&self) -> Option<&Arc<Peers>> {
+        self.peers.as_ref()
     }
 
     /// The same, connected to from `source`.

@@ -15,15 +15,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection as Driver, ResponseFuture, SendRequest};
-use h2::{Ping, Reason, RecvStream, SendStream};
+use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::Response;
 use http::header::CONTENT_LENGTH;
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::net::TcpStream;
 
 use crate::clock;
 use crate::http::body::RequestBody;
 use crate::http::incoming::{Incoming, PeerError};
+use crate::io::Io;
 use crate::upstream::connect::{CONNECTION_WINDOW, Limits, STREAM_WINDOW};
 use crate::upstream::pool::{Outgoing, SendError};
 use crate::wheel::Wheel;
@@ -54,12 +54,9 @@ struct State {
 ///
 /// # Errors
 /// h2's, when the peer does not take part in the handshake.
-pub async fn connect(
-    stream: TcpStream,
-    limits: &Limits,
-    wheel: &Wheel,
-) -> Result<Connection, h2::Error> {
-    let (sender, driver) = Builder::new()
+pub async fn connect(stream: Io, limits: &Limits, wheel: &Wheel) -> Result<Connection, h2::Error> {
+    let secured = matches!(stream, Io::Tls(_));
+    let (sender, mut driver) = Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -70,17 +67,38 @@ pub async fn connect(
         .max_local_error_reset_streams(None)
         .handshake(stream)
         .await?;
+    let mut pings = driver.ping_pong();
+    if let (true, Some(pings)) = (secured, &mut pings) {
+        accepted(&mut driver, pings).await?;
+    }
     let state = Rc::new(State::default());
-    tokio::task::spawn_local(drive(driver, wheel.clone(), Rc::clone(&state)));
+    tokio::task::spawn_local(drive(driver, pings, wheel.clone(), Rc::clone(&state)));
     Ok(Connection {
         sender: RefCell::new(sender),
         state,
     })
 }
 
+/// Waits for the peer's first word. TLS 1.3 lets a server refuse our certificate after the
+/// handshake has ended for us (RFC 8446 §4.4.2.4); a request must not be what finds out.
+async fn accepted(driver: &mut Driver<Io, Bytes>, pings: &mut PingPong) -> Result<(), h2::Error> {
+    pings.send_ping(Ping::opaque())?;
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(ended) = Pin::new(&mut *driver).poll(cx) {
+            return Poll::Ready(ended.and(Err(Reason::NO_ERROR.into())));
+        }
+        pings.poll_pong(cx).map_ok(drop)
+    })
+    .await
+}
+
 /// Moves the connection's frames until it ends, and asks a silent peer whether it is there.
-async fn drive(mut driver: Driver<TcpStream, Bytes>, wheel: Wheel, state: Rc<State>) {
-    let mut pings = driver.ping_pong();
+async fn drive(
+    mut driver: Driver<Io, Bytes>,
+    mut pings: Option<PingPong>,
+    wheel: Wheel,
+    state: Rc<State>,
+) {
     let mut timer = wheel.sleep_until(clock::now() + PING_EVERY);
     let mut asked = false;
     std::future::poll_fn(|cx| {

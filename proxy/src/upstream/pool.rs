@@ -18,7 +18,7 @@ use std::time::Duration;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Response, Uri, Version};
 use outrigger_core::time::Mono;
-use tokio::net::TcpStream;
+use rustls::ClientConfig;
 use tokio::sync::Notify;
 
 use crate::clock;
@@ -27,7 +27,9 @@ use crate::http::body::RequestBody;
 use crate::http::incoming::{Incoming, PeerError};
 use crate::http1::client;
 use crate::http1::wire::Wire;
-use crate::upstream::connect::{self, ConnectError, Limits, Protocol, Target};
+use crate::identity::verify::Refused;
+use crate::io::Io;
+use crate::upstream::connect::{self, ConnectError, Limits, Protocol, Secure, Target};
 use crate::upstream::http2;
 use crate::wheel::Wheel;
 
@@ -68,7 +70,7 @@ impl Pools {
     }
 
     /// A connection to `target` that can take a request now. `open` counts the endpoint's
-    /// connections over all workers.
+    /// connections over all workers. `secure` is what the target's session stands for.
     ///
     /// # Errors
     /// When a new connection was needed and did not come about.
@@ -80,28 +82,41 @@ impl Pools {
         target: Target,
         params: &Params,
         open: &Arc<AtomicUsize>,
+        secure: Option<&Secure<'_>>,
     ) -> Result<Lease, ConnectError> {
-        let pool = self.pool(target, open);
+        let pool = self.pool(target, open, secure)?;
         match target.protocol {
             Protocol::Http1 => pool.checkout_http1(self, params).await,
             Protocol::Http2 => pool.checkout_http2(self, params).await,
         }
     }
 
-    fn pool(&self, target: Target, open: &Arc<AtomicUsize>) -> Rc<Pool> {
+    fn pool(
+        &self,
+        target: Target,
+        open: &Arc<AtomicUsize>,
+        secure: Option<&Secure<'_>>,
+    ) -> Result<Rc<Pool>, ConnectError> {
         if let Some(pool) = self.pools.borrow().get(&target) {
-            return Rc::clone(pool);
+            return Ok(Rc::clone(pool));
         }
-        let pool = Rc::new(Pool::new(target, Arc::clone(open)));
+        let tls = match secure {
+            Some(secure) => Some(secure.config(target.addr, target.protocol)?),
+            None => None,
+        };
+        let pool = Rc::new(Pool::new(target, Arc::clone(open), tls));
         self.pools.borrow_mut().insert(target, Rc::clone(&pool));
-        pool
+        Ok(pool)
     }
 
-    /// Closes what has been idle or has grown too old; run every few seconds.
-    pub fn sweep(&self) {
+    /// Closes what has been idle or has grown too old, and what nobody takes any more because our
+    /// identity is of another `generation` now; run every few seconds.
+    pub fn sweep(&self, generation: u64) {
         let now = clock::now();
-        self.pools.borrow_mut().retain(|_, pool| {
-            pool.sweep(now);
+        self.pools.borrow_mut().retain(|target, pool| {
+            let session = target.session;
+            let outlived = session.is_some_and(|session| session.generation != generation);
+            pool.sweep(now, outlived);
             !pool.is_empty() || Rc::strong_count(pool) > 1
         });
     }
@@ -110,13 +125,14 @@ impl Pools {
 /// The connections of one worker to one target.
 struct Pool {
     target: Target,
+    tls: Option<Arc<ClientConfig>>,
     idle: RefCell<Vec<Http1>>,
     shared: RefCell<Vec<Rc<Http2>>>,
     connecting: Cell<bool>,
     /// h2 connects that have ended, and the last of them that failed: those who waited for it
     /// fail with it instead of trying one after another.
     flights: Cell<u64>,
-    failed: RefCell<Option<(u64, String)>>,
+    failed: RefCell<Option<(u64, Failed)>>,
     /// A connect ended, a stream or a connection came free.
     changed: Notify,
     open: Arc<AtomicUsize>,
@@ -126,9 +142,10 @@ struct Pool {
 }
 
 impl Pool {
-    fn new(target: Target, open: Arc<AtomicUsize>) -> Self {
+    fn new(target: Target, open: Arc<AtomicUsize>, tls: Option<Arc<ClientConfig>>) -> Self {
         Self {
             target,
+            tls,
             idle: RefCell::default(),
             shared: RefCell::default(),
             connecting: Cell::new(false),
@@ -156,7 +173,8 @@ impl Pool {
                 }));
             }
             if let Some(slot) = Slot::take(self, params.max_per_endpoint.unwrap_or(usize::MAX)) {
-                let stream = self.connect_tcp(pools, params).await?;
+                // Boxed: large, and rare beside requests.
+                let stream = Box::pin(self.connect(pools, params)).await?;
                 let connection = Http1 {
                     connection: client::Connection::new(stream, pools.limits.http1()),
                     since: clock::now(),
@@ -206,19 +224,21 @@ impl Pool {
                 let max = params.max_per_endpoint.unwrap_or(DEFAULT_H2_CONNECTIONS);
                 if let Some(slot) = Slot::take(self, max) {
                     let mut flight = Flight::start(self);
-                    let connected = self.connect_http2(pools, params, slot).await;
-                    flight.error = connected.as_ref().err().map(|error| chain(error));
+                    // Boxed: large, and rare beside requests.
+                    let connected = Box::pin(self.connect_http2(pools, params, slot)).await;
+                    flight.error = connected.as_ref().err().map(Failed::of);
                     connected?;
                     continue;
                 }
             }
             let seen = self.flights.get();
             self.changed(&pools.wheel).await;
-            if let Some((flight, reason)) = &*self.failed.borrow()
+            if let Some((flight, failed)) = &*self.failed.borrow()
                 && *flight > seen
             {
                 return Err(ConnectError::Shared {
-                    reason: reason.clone(),
+                    reason: failed.reason.clone(),
+                    tls: failed.tls,
                 });
             }
         }
@@ -246,11 +266,24 @@ impl Pool {
         params: &Params,
         slot: Slot,
     ) -> Result<(), ConnectError> {
-        let stream = self.connect_tcp(pools, params).await?;
+        let due = connect::due(params.connect_timeout);
+        let stream = self.connect(pools, params).await?;
         let addr = self.target.addr;
-        let connection = http2::connect(stream, &pools.limits, &pools.wheel)
-            .await
-            .map_err(|source| ConnectError::Handshake { addr, source })?;
+        let opening = http2::connect(stream, &pools.limits, &pools.wheel);
+        let connection = match self.tls {
+            None => opening
+                .await
+                .map_err(|source| ConnectError::Handshake { addr, source })?,
+            Some(_) => {
+                let opened = connect::within(&pools.wheel, due, opening).await;
+                let refused = match opened {
+                    Some(Ok(connection)) => Ok(connection),
+                    Some(Err(error)) => Err(Refused::ByPeer(chain(&error))),
+                    None => Err(Refused::TimedOut),
+                };
+                refused.map_err(|refused| ConnectError::Tls { addr, refused })?
+            }
+        };
         self.shared.borrow_mut().push(Rc::new(Http2 {
             connection: Rc::new(connection),
             made: clock::now(),
@@ -260,12 +293,18 @@ impl Pool {
         Ok(())
     }
 
-    async fn connect_tcp(&self, pools: &Pools, params: &Params) -> Result<TcpStream, ConnectError> {
+    async fn connect(&self, pools: &Pools, params: &Params) -> Result<Io, ConnectError> {
         let Target { addr, source, .. } = self.target;
-        connect::tcp(&pools.wheel, addr, source, params.connect_timeout).await
+        let due = connect::due(params.connect_timeout);
+        let stream = connect::tcp(&pools.wheel, addr, source, params.connect_timeout).await?;
+        let Some(config) = &self.tls else {
+            return Ok(Io::Plain(stream));
+        };
+        let config = Arc::clone(config);
+        connect::tls(&pools.wheel, addr, stream, config, due).await
     }
 
-    fn sweep(&self, now: Mono) {
+    fn sweep(&self, now: Mono, outlived: bool) {
         let Some(params) = self.params.get() else {
             return;
         };
@@ -276,10 +315,11 @@ impl Pool {
         };
         self.idle
             .borrow_mut()
-            .retain(|c| c.connection.is_ready() && !old(c.made) && !stale(c.since));
+            .retain(|c| !outlived && c.connection.is_ready() && !old(c.made) && !stale(c.since));
         self.shared.borrow_mut().retain(|c| {
             let unused = c.connection.streams() == 0;
-            !(c.connection.is_closed() || old(c.made) || (unused && stale(c.since.get())))
+            let spent = outlived || stale(c.since.get());
+            !(c.connection.is_closed() || old(c.made) || (unused && spent))
         });
     }
 
@@ -321,7 +361,22 @@ impl Drop for Slot {
 /// wait for it; they try again then.
 struct Flight<'a> {
     pool: &'a Pool,
-    error: Option<String>,
+    error: Option<Failed>,
+}
+
+/// How a connect failed, for those who shared it.
+struct Failed {
+    reason: String,
+    tls: bool,
+}
+
+impl Failed {
+    fn of(error: &ConnectError) -> Self {
+        Self {
+            reason: chain(error),
+            tls: error.is_tls(),
+        }
+    }
 }
 
 impl<'a> Flight<'a> {
@@ -336,8 +391,8 @@ impl Drop for Flight<'_> {
         self.pool.connecting.set(false);
         let flight = self.pool.flights.get() + 1;
         self.pool.flights.set(flight);
-        if let Some(reason) = self.error.take() {
-            *self.pool.failed.borrow_mut() = Some((flight, reason));
+        if let Some(failed) = self.error.take() {
+            *self.pool.failed.borrow_mut() = Some((flight, failed));
         }
         self.pool.changed.notify_waiters();
     }

@@ -1,0 +1,132 @@
+//! Who we are, who our peers are, and TLS between us.
+//!
+//! A source brings key material ([`files`]); what is good of it becomes the [`Svid`] in force, put
+//! there with one store. What is bad changes nothing and is told. Connections take the identity
+//! that is in force when they are made: [`tls`] for those that are accepted,
+//! [`upstream::connect`](crate::upstream::connect) for those that are made.
+
+pub mod files;
+pub mod peers;
+pub mod svid;
+pub mod verify;
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use rustls::pki_types::UnixTime;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::app::Shared;
+use crate::clock;
+use crate::identity::svid::{Material, Svid, Unusable};
+use crate::identity::verify::Refused;
+use crate::listener::Direction;
+use crate::telemetry::metrics::Metrics;
+
+/// The identity of one sidecar.
+pub struct Identity {
+    configured: bool,
+    cell: Arc<ArcSwapOption<Svid>>,
+    generation: AtomicU64,
+    problem: Mutex<Option<String>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Identity {
+    /// Nobody yet; `configured` says whether somebody is to come.
+    pub fn new(configured: bool) -> Self {
+        Self {
+            configured,
+            cell: Arc::default(),
+            generation: AtomicU64::new(0),
+            problem: Mutex::default(),
+            changed: watch::Sender::new(0),
+        }
+    }
+
+    /// Whether this sidecar has a source of identity.
+    pub fn configured(&self) -> bool {
+        self.configured
+    }
+
+    /// The identity in force; none before the first.
+    pub fn current(&self) -> Option<Arc<Svid>> {
+        self.cell.load_full()
+    }
+
+    /// The generation in force; 0 before the first.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Why the last material was not taken up; none when it was.
+    pub fn problem(&self) -> Option<String> {
+        let problem = self.problem.lock();
+        problem
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Puts `material` in force.
+    ///
+    /// # Errors
+    /// What is wrong with it; the identity before stays.
+    pub fn take_up(&self, material: Material, metrics: &Metrics) -> Result<(), Unusable> {
+        let next = self.generation() + 1;
+        let taken = Svid::new(material, next, now()).map(Arc::new);
+        let problem = taken.as_ref().err().map(ToString::to_string);
+        if let Ok(mut known) = self.problem.lock() {
+            *known = problem;
+        }
+        let svid = taken?;
+        for (certificate, at) in [("leaf", svid.not_after), ("bundle", svid.bundle_not_after)] {
+            let labels = [("certificate", certificate)];
+            let gauge = metrics.gauge("outrigger_certificate_expiry_timestamp_seconds", &labels);
+            #[allow(clippy::cast_precision_loss)] // exact for some million years
+            gauge.set(at as f64);
+        }
+        info!(id = %svid.id, not_after = svid.not_after, generation = next, "identity in force");
+        self.cell.store(Some(svid));
+        self.generation.store(next, Ordering::Release);
+        self.changed.send_replace(next);
+        Ok(())
+    }
+
+    /// Says that the source has nothing usable.
+    pub fn failed(&self, why: &str) {
+        warn!(problem = why, "no identity was taken up");
+        if let Ok(mut known) = self.problem.lock() {
+            *known = Some(why.to_owned());
+        }
+    }
+}
+
+/// The wall clock, as certificates count time.
+pub fn now() -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_millis(clock::unix_now().0))
+}
+
+/// Counts a handshake that failed.
+pub fn count_refusal(metrics: &Metrics, direction: Direction, refused: &Refused) {
+    let labels = [
+        ("direction", direction.as_str()),
+        ("reason", refused.reason()),
+    ];
+    metrics
+        .counter("outrigger_tls_handshake_failures_total", &labels)
+        .increment(1);
+}
+
+/// Runs the source that the bootstrap config names, for ever.
+pub async fn run(shared: Arc<Shared>) {
+    let Some(source) = &shared.bootstrap.identity else {
+        return;
+    };
+    if let Some(files) = source.files.clone() {
+        files::run(shared, files).await;
+    }
+}

@@ -1,0 +1,251 @@
+//! Peers that must not be talked to, each refused with its own reason before the application, or a
+//! request, is exposed to them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_tests::mesh::Sidecar;
+use outrigger_tests::pki::{Authority, Files, Leaf, nobody, now, uri, valid};
+use outrigger_tests::upstream::{self, Reply, Upstream};
+use outrigger_tests::{SOON, until};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::{ORDERS, WEB, files, mesh, orders, sidecar};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const FAILURES: &str = "outrigger_tls_handshake_failures_total";
+
+/// Certificates for `id` that nobody may accept, and the reason why.
+fn bad(root: &Authority, id: &str) -> Vec<(&'static str, Leaf)> {
+    let signed = |tamper: &dyn Fn(&mut CertificateParams)| root.signed(id, tamper);
+    vec![
+        (
+            "unknown_authority",
+            Authority::new("another root").workload(id),
+        ),
+        (
+            "uri_names",
+            signed(&|params| {
+                params
+                    .subject_alt_names
+                    .push(uri("spiffe://shop.local/ns/default/sa/admin"));
+            }),
+        ),
+        (
+            "uri_names",
+            signed(&|params| params.subject_alt_names.clear()),
+        ),
+        (
+            "not_spiffe",
+            signed(&|params| params.subject_alt_names = vec![uri("https://shop.local/web")]),
+        ),
+        (
+            "authority",
+            signed(&|params| {
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                params.key_usages.push(KeyUsagePurpose::KeyCertSign);
+            }),
+        ),
+        (
+            "authority",
+            signed(&|params| params.key_usages.push(KeyUsagePurpose::KeyCertSign)),
+        ),
+        (
+            "usage",
+            signed(&|params| params.key_usages = vec![KeyUsagePurpose::KeyEncipherment]),
+        ),
+        (
+            "usage",
+            signed(&|params| {
+                params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
+            }),
+        ),
+        (
+            "expired",
+            signed(&|params| valid(params, now() - 2 * HOUR, now() - HOUR)),
+        ),
+        (
+            "not_yet_valid",
+            signed(&|params| valid(params, now() + HOUR, now() + 2 * HOUR)),
+        ),
+    ]
+}
+
+/// Says a request over TLS; what comes back, or how it failed.
+async fn say(config: Arc<ClientConfig>, to: SocketAddr) -> Result<String, String> {
+    let talking = async {
+        let stream = TcpStream::connect(to).await?;
+        let name = ServerName::try_from("orders").unwrap();
+        let mut stream = TlsConnector::from(config).connect(name, stream).await?;
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n")
+            .await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    };
+    let said = timeout(SOON, talking).await.expect("it ends");
+    said.map_err(|error: std::io::Error| error.to_string())
+}
+
+async fn callee(root: &Authority, app: SocketAddr, mode: &str) -> (Sidecar, Files) {
+    let yaml = mesh(mode) + &orders(app);
+    let files = files(root, "orders");
+    let callee = sidecar("orders", &files, &yaml).app(app).start().await;
+    (callee, files)
+}
+
+#[tokio::test]
+async fn callers_without_a_good_certificate_never_reach_the_application() {
+    let root = Authority::new("root");
+    let app = Upstream::h1(|_| Reply::ok("hello")).await;
+    let (callee, _files) = callee(&root, app.addr, "Strict").await;
+    let alpn: &[&str] = &["outrigger-http/1.1"];
+
+    let good = root.workload(WEB).client(alpn);
+    let answer = say(good, callee.inbound()).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(app.hits(), 1);
+
+    let mut cases: Vec<_> = bad(&root, WEB)
+        .into_iter()
+        .map(|(reason, leaf)| (reason, leaf.client(alpn)))
+        .collect();
+    cases.push(("no_certificate", nobody(alpn)));
+    let elsewhere = root.workload("spiffe://other.local/ns/default/sa/web");
+    cases.push(("trust_domain", elsewhere.client(alpn)));
+    let connections = app.connections();
+    for (reason, client) in cases {
+        let before = callee.metrics().await;
+        let error = say(client, callee.inbound()).await.unwrap_err();
+        assert!(error.contains("alert"), "{reason}: {error}");
+        let labels = [("direction", "inbound"), ("reason", reason)];
+        let what = format!("a refusal for {reason}");
+        let after = callee
+            .metric_until(&what, |now| now.since(&before, FAILURES, &labels) > 0.0)
+            .await;
+        assert_eq!(after.since(&before, FAILURES, &[]), 1.0, "{reason}");
+    }
+    assert_eq!((app.hits(), app.connections()), (1, connections));
+}
+
+#[tokio::test]
+async fn plaintext_is_refused_where_the_mode_is_strict() {
+    let root = Authority::new("root");
+    let app = Upstream::h1(|_| Reply::ok("hello")).await;
+    let (callee, _files) = callee(&root, app.addr, "Strict").await;
+    let mut stream = TcpStream::connect(callee.inbound()).await.unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    // A reset may overtake the end.
+    let _ = timeout(SOON, stream.read_to_end(&mut answer))
+        .await
+        .unwrap();
+    assert!(answer.is_empty());
+    assert_eq!((app.hits(), app.connections()), (0, 0));
+    let labels = [("direction", "inbound"), ("reason", "plaintext")];
+    let refused = "outrigger_connections_refused_total";
+    callee
+        .metric_until("counted", |now| now.sum(refused, &labels) == 1.0)
+        .await;
+}
+
+#[tokio::test]
+async fn a_request_is_not_told_to_an_endpoint_that_proves_to_be_somebody_else() {
+    let root = Authority::new("root");
+    let mut cases = bad(&root, ORDERS);
+    cases.push((
+        "wrong_identity",
+        root.workload("spiffe://shop.local/ns/default/sa/mailer"),
+    ));
+    cases.push((
+        "wrong_identity",
+        root.workload("spiffe://other.local/ns/default/sa/orders"),
+    ));
+    for (reason, leaf) in cases {
+        let acceptor = TlsAcceptor::from(leaf.server(&["outrigger-h2"]));
+        let heard = Arc::new(std::sync::Mutex::new(0));
+        let told = Arc::clone(&heard);
+        let impostor = upstream::Raw::start(move |stream| {
+            let (acceptor, told) = (acceptor.clone(), Arc::clone(&told));
+            async move {
+                if let Ok(mut stream) = acceptor.accept(stream).await {
+                    let mut bytes = Vec::new();
+                    let _ = stream.read_to_end(&mut bytes).await;
+                    *told.lock().unwrap() += bytes.len();
+                }
+            }
+        })
+        .await;
+        let yaml = mesh("Permissive") + &orders(impostor.addr);
+        let files = files(&root, "web");
+        let web = sidecar("web", &files, &yaml).start().await;
+        let answer = web.get("orders", "/").await;
+        answer.assert_error(503, "tls_failed");
+        let labels = [("direction", "outbound"), ("reason", reason)];
+        let scrape = web.metrics().await;
+        assert!(
+            scrape.sum(FAILURES, &labels) > 0.0,
+            "{reason}: {}",
+            answer.text()
+        );
+        assert_eq!(
+            scrape.sum(FAILURES, &labels),
+            scrape.sum(FAILURES, &[]),
+            "{reason}"
+        );
+        assert_eq!(*heard.lock().unwrap(), 0, "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_whose_certificate_is_refused_says_so_and_tells_nothing() {
+    let (root, other) = (Authority::new("root"), Authority::new("another root"));
+    let app = Upstream::h1(|_| Reply::ok("hello")).await;
+    let (callee, _files) = callee(&root, app.addr, "Strict").await;
+    let yaml = mesh("Strict") + &orders(callee.inbound());
+    // It believes the callee, but the callee does not believe it.
+    let bundle = other.pem() + &root.pem();
+    let files = Files::new(&other.workload(WEB), &bundle);
+    let web = sidecar("web", &files, &yaml).start().await;
+    let answer = web.get("orders", "/").await;
+    answer.assert_error(503, "tls_failed");
+    assert!(answer.text().contains("UnknownCA"), "{}", answer.text());
+    assert_eq!(app.hits(), 0);
+    let labels = [("direction", "outbound"), ("reason", "by_peer")];
+    assert!(web.metrics().await.sum(FAILURES, &labels) > 0.0);
+}
+
+#[tokio::test]
+async fn an_identity_that_peers_would_refuse_is_not_taken_up() {
+    let root = Authority::new("root");
+    let app = Upstream::h1(|_| Reply::ok("hello")).await;
+    let yaml = mesh("Strict") + &orders(app.addr);
+    let files = Files::new(
+        &root.signed(ORDERS, |params| {
+            valid(params, now() - 2 * HOUR, now() - HOUR);
+        }),
+        &root.pem(),
+    );
+    let callee = sidecar("orders", &files, &yaml)
+        .app(app.addr)
+        .start_unready()
+        .await;
+    until("not ready for want of an identity", || async {
+        let answer = callee.ask_admin("GET", "/readyz", "").await;
+        (answer.status == 503 && answer.text().contains("identity")).then_some(())
+    })
+    .await;
+    files.replace(&root.workload(ORDERS), &root.pem());
+    callee.ready().await;
+}
