@@ -13,9 +13,9 @@ use crate::model::{
     AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, ConnectionSpec, DeliverySpec,
     EjectionSpec, FailureOnSpec, FailureRateSpec, FaultSpec, GrpcAck, HeaderEdits, HealthSpec,
     IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService, OnDead,
-    PermanentSpec, QueueBackend, QueueSpec, RedirectSpec, RespondStep, RetryBudgetSpec,
-    RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, RuleLimitsSpec, Secrets,
-    TimeoutsSpec, UnknownOutcome,
+    PermanentSpec, QueueBackend, QueueSpec, RateLimitSpec, RedirectSpec, RespondStep,
+    RetryBudgetSpec, RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, RuleLimitsSpec,
+    Secrets, TimeoutsSpec, UnknownOutcome,
 };
 use crate::units::{CodeOrClass, Dur, GrpcCode, KeySource, NamespacedName};
 
@@ -94,6 +94,8 @@ pub struct RulePolicy {
 /// document that has it says all of it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Features {
+    /// A limit of requests per second.
+    pub rate_limit: Option<Setting<RateLimitSpec>>,
     /// Edits of the request's headers.
     pub request_headers: Option<Setting<HeaderEdits>>,
     /// Edits of the response's headers.
@@ -598,6 +600,7 @@ fn features(rule: &Rule, policies: &[(&NamespacedName, &RoutePolicy)]) -> Featur
         };
     }
     Features {
+        rate_limit: whole!(rate_limit),
         request_headers: whole!(request_headers),
         response_headers: whole!(response_headers),
         fault: whole!(fault),

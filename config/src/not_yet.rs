@@ -8,7 +8,6 @@ use crate::tree::{Node, Value};
 /// Paths under a rule, for MeshRoute's rules, RoutePolicy and, where they exist, the Mesh's defaults.
 /// `=Word` ends a path whose value matters.
 const OF_A_RULE: &[&str] = &[
-    "rateLimit",
     "idempotency",
     "contract",
     "async.callback",

@@ -246,16 +246,9 @@ impl Call {
     /// # Errors
     /// `no_route` when the service has rules and none matches.
     pub fn find_route(&self, service: &Service) -> Result<Arc<Route>, ProxyError> {
-        let view = RequestView {
-            method: &self.parts.method,
-            host: self.authority.as_ref().map_or("", Authority::host),
-            path: self.parts.uri.path(),
-            query: self.parts.uri.query(),
-            headers: &self.parts.headers,
-        };
         let found = service
             .rules
-            .find(&view)
+            .find(&self.view())
             .and_then(|rule| service.routes.get(rule));
         found.map(Arc::clone).ok_or_else(|| {
             let detail = format!(
@@ -266,6 +259,17 @@ impl Call {
             );
             ProxyError::local(ErrorCode::NoRoute, detail)
         })
+    }
+
+    /// What rules look at; until the headers are prepared.
+    pub fn view(&self) -> RequestView<'_> {
+        RequestView {
+            method: &self.parts.method,
+            host: self.authority.as_ref().map_or("", Authority::host),
+            path: self.parts.uri.path(),
+            query: self.parts.uri.query(),
+            headers: &self.parts.headers,
+        }
     }
 
     /// The service that takes this request among the route's weighted backends.

@@ -135,6 +135,13 @@ pub async fn queue_or_exchange(
 /// A call of another workload to the local application: never retried, never enqueued.
 async fn inbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBody>, ProxyError> {
     let (app, route) = destination::inbound(call)?;
+    if call.snapshot.inbound_limits.is_some() {
+        call.observation.routed(&app, &route);
+        if let Err(refused) = features::rate::admit_inbound(call) {
+            Payload::Downstream(body).discard();
+            return Ok(*refused);
+        }
+    }
     exchange(call, &app, &route, Payload::Downstream(body)).await
 }
 

@@ -180,9 +180,13 @@ pub struct RateLimitSpec {
     #[schemars(range(min = 1))]
     pub requests_per_second: u32,
     /// How many may come at once. Default: as many as in a second.
+    #[schemars(range(min = 1))]
     pub burst: Option<u32>,
     /// What has a limit of its own: `Route`, `Identity` or `header:NAME`. Default Route.
     pub key: Option<KeySource>,
+    /// How many keys have a limit of their own; further ones share one. Default 10000.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_keys: Option<u32>,
 }
 
 /// Replays of the same request.

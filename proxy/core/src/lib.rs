@@ -7,7 +7,7 @@
 //!
 //! In reading order, along the life of a request: [`sniff`] tells the protocol, [`http1`] reads
 //! and writes messages, [`path`] gives every spelling one form, [`host`] and [`route`] choose the
-//! rule, [`edit`] changes what the rule says, [`deadline`] and [`limit`] bound it, [`fault`] may stand in for what follows, [`balance`] with [`ejection`] chooses the endpoint,
+//! rule, [`edit`] changes what the rule says, [`deadline`], [`limit`] and [`rate`] bound it, [`fault`] may stand in for what follows, [`balance`] with [`ejection`] chooses the endpoint,
 //! [`breaker`] admits, [`outcome`] classifies what came back, [`retry`] with [`budget`] and
 //! [`backoff`] decides about another try. [`redelivery`] is the same for a message. [`headers`]
 //! and [`error_code`] are the words on the wire.
@@ -30,6 +30,7 @@ pub mod bulkhead;
 pub mod deadline;
 pub mod fault;
 pub mod limit;
+pub mod rate;
 
 pub mod codes;
 pub mod outcome;

@@ -16,6 +16,15 @@ pub struct Rate {
     full_at: AtomicU64,
 }
 
+/// What is left in a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Requests that may come at once now.
+    pub remaining: u32,
+    /// Until the burst is whole again.
+    pub full_in: Duration,
+}
+
 /// `rateLimit`, without its key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RateParams {
@@ -23,6 +32,13 @@ pub struct RateParams {
     pub per_second: f64,
     /// Requests that may come at once; at least 1.
     pub burst: u32,
+}
+
+impl RateParams {
+    /// Nanoseconds between two requests.
+    fn step(&self) -> u64 {
+        (1e9 / self.per_second.max(1e-9)).min(1e18) as u64
+    }
 }
 
 impl Rate {
@@ -37,7 +53,7 @@ impl Rate {
     /// How long until one fits, when none does.
     pub fn try_take(&self, params: &RateParams, now: Mono) -> Result<(), Duration> {
         let now = now.as_nanos();
-        let step = (1e9 / params.per_second.max(1e-9)).min(1e18) as u64;
+        let step = params.step();
         let room = step.saturating_mul(u64::from(params.burst.max(1)));
         let take = |full_at: u64| {
             let next = full_at.max(now).saturating_add(step);
@@ -50,6 +66,23 @@ impl Rate {
                 Err(Duration::from_nanos((next - now).saturating_sub(room)))
             }
         }
+    }
+
+    /// What is in the bucket.
+    pub fn room(&self, params: &RateParams, now: Mono) -> Room {
+        let step = params.step();
+        let size = step.saturating_mul(u64::from(params.burst.max(1)));
+        let owed = self.full_at.load(Relaxed).saturating_sub(now.as_nanos());
+        let remaining = size.saturating_sub(owed) / step.max(1);
+        Room {
+            remaining: u32::try_from(remaining).unwrap_or(u32::MAX),
+            full_in: Duration::from_nanos(owed),
+        }
+    }
+
+    /// Whether it is as if nobody had ever taken from it.
+    pub fn is_full(&self, now: Mono) -> bool {
+        self.full_at.load(Relaxed) <= now.as_nanos()
     }
 }
 

@@ -1,11 +1,12 @@
 //! What a rule does with a call beside forwarding it, in the order in which it does it.
 //!
 //! `forward` comes here only for routes that ask for something, and before the call is queued or
-//! sent: answered at once, edited, and the answer edited on its way back. Each step is a file of
+//! sent: counted, answered at once, edited, and the answer edited on its way back. Each step is a file of
 //! its own. Stands on the life of a request; a delivery meets [`prepare`] only.
 
 mod direct;
 pub mod fault;
+pub mod rate;
 
 use std::sync::Arc;
 
@@ -30,6 +31,16 @@ pub async fn serve(
     payload: Payload,
 ) -> Result<Response<ResponseBody>, ProxyError> {
     call.observation.routed(service, route);
+    let mut told = None;
+    if let Some(limit) = &features.rate_limit {
+        match rate::admit(call, limit) {
+            Ok(room) => told = Some(room),
+            Err(refused) => {
+                payload.discard();
+                return Ok(*refused);
+            }
+        }
+    }
     let mut response = match &features.direct {
         Some(answer) => {
             payload.discard();
@@ -39,6 +50,9 @@ pub async fn serve(
     };
     if let Some(fault) = fault::of(call, route) {
         response = response.map(|body| fault::slow_down(call, fault, body));
+    }
+    if let Some(told) = told {
+        told.say(response.headers_mut());
     }
     if let Some(edits) = &features.response_headers {
         edits.apply(response.headers_mut());

@@ -31,10 +31,11 @@ use outrigger_core::{breaker, budget, ejection, redelivery, retry};
 use crate::app::Shared;
 use crate::bulkhead;
 use crate::destination::protocol;
+use crate::listener::Direction;
 use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
-use crate::snapshot::features;
+use crate::snapshot::features::{self, InboundLimits};
 use crate::snapshot::live::{AdminState, EndpointSpec, ServiceState, Spoken};
 use crate::snapshot::mutual;
 use crate::snapshot::{
@@ -110,6 +111,7 @@ pub fn compile(
         services,
         app: Some(app),
         passthrough,
+        inbound_limits: compiler.inbound_limits(),
         config: Some(Arc::clone(config)),
     };
     (snapshot, endpoints)
@@ -193,6 +195,16 @@ impl Compiler<'_> {
         let id = self.next_route;
         self.next_route += 1;
         let labels = [("direction", "outbound"), ("route", name.as_str())];
+        let state = self.shared.live.route(&format!("{service} {name}"));
+        let features = features::compile(
+            &policy.features,
+            &features::Of {
+                metrics: &self.shared.metrics,
+                route: &name,
+                direction: Direction::Outbound,
+                state: &state,
+            },
+        );
         Route {
             id,
             total_weight: backends.iter().map(|backend| backend.weight).sum(),
@@ -214,8 +226,8 @@ impl Compiler<'_> {
             limits: self.rule_limits(policy, service, &name),
             max_request_body: *policy.limits.max_request_body,
             asynchronous: asynchronous(policy, service),
-            features: features::compile(&policy.features, &self.shared.metrics, &name),
-            state: self.shared.live.route(&format!("{service} {name}")),
+            features,
+            state,
             duration: self
                 .shared
                 .metrics
@@ -240,6 +252,33 @@ impl Compiler<'_> {
             ports: spec.map_or_else(Ports::default, |spec| Ports::new(&spec.ports)),
             mtls: mutual::mtls(self.config, spec),
             policy: &policy,
+        })
+    }
+
+    /// The rate limits that others meet when they call this workload's service.
+    fn inbound_limits(&self) -> Option<InboundLimits> {
+        let own = self.shared.bootstrap.workload.service()?;
+        let rules = self.config.rules_for_service(&own);
+        let limit = |rule: &RuleRef<'_>| {
+            let policy = self.config.rule_policy(*rule);
+            let spec = policy.features.rate_limit.as_deref()?;
+            let name = rule.route_name();
+            let of = features::Of {
+                metrics: &self.shared.metrics,
+                route: &name,
+                direction: Direction::Inbound,
+                state: &self.shared.live.route(&format!("(inbound) {name}")),
+            };
+            Some(features::compile_rate_limit(spec, &of))
+        };
+        let limits: Vec<_> = rules.iter().map(limit).collect();
+        if limits.iter().all(Option::is_none) {
+            return None;
+        }
+        let rules = rules.iter().map(|rule| matches(&rule.rule.matches));
+        Some(InboundLimits {
+            rules: RuleSet::new(rules.collect()),
+            limits,
         })
     }
 

@@ -4,22 +4,31 @@
 //! outlives a snapshot is [`RouteState`](crate::snapshot::live::RouteState)'s. Stands on the life
 //! of a config update.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue, StatusCode};
 use metrics::Counter;
 use outrigger_config::effective;
 use outrigger_config::model::{self, PathEditType};
+use outrigger_config::units::KeySource;
 use outrigger_core::edit::{HeaderEdits, PathEdit, Redirect};
 use outrigger_core::fault::{self, Abort, Share};
 use outrigger_core::grpc::GrpcCode;
+use outrigger_core::limit::RateParams;
+use outrigger_core::route::RuleSet;
 
+use crate::listener::Direction;
 use crate::snapshot::compile;
+use crate::snapshot::live::RouteState;
 use crate::telemetry::metrics::Metrics;
 
 /// Everything a rule does beside forwarding.
 #[derive(Default)]
 pub struct Features {
+    /// How often it may be called.
+    pub rate_limit: Option<RateLimit>,
     /// An answer without asking any service.
     pub direct: Option<Direct>,
     /// Edits of what goes to the service.
@@ -30,6 +39,44 @@ pub struct Features {
     pub rewrite: Option<Rewrite>,
     /// Faults on purpose.
     pub fault: Option<Fault>,
+}
+
+/// How often a route may be called.
+pub struct RateLimit {
+    /// The rate and the burst.
+    pub params: RateParams,
+    /// What has a bucket of its own.
+    pub key: RateKey,
+    /// How many keys have.
+    pub max_keys: usize,
+    /// The route's name, as a member of a field.
+    pub name: String,
+    /// Whose limit it is, for a person.
+    pub whose: &'static str,
+    /// `RateLimit-Policy`.
+    pub policy: HeaderValue,
+    /// Requests refused.
+    pub limited: Counter,
+    /// Where the buckets are.
+    pub state: Arc<RouteState>,
+}
+
+/// `rateLimit.key`.
+pub enum RateKey {
+    /// All callers together.
+    Route,
+    /// The caller.
+    Identity,
+    /// The value of a header; requests without it are one.
+    Header(HeaderName),
+}
+
+/// The rules of the workload's own service, and which of them have a limit.
+pub struct InboundLimits {
+    /// Which rule takes a request; indexes `limits`.
+    pub rules: RuleSet,
+    /// One for each rule.
+    pub limits: Vec<Option<RateLimit>>,
 }
 
 /// Faults on purpose, and how often they were made.
@@ -72,13 +119,22 @@ pub struct Rewrite {
     pub path: Option<PathEdit>,
 }
 
+/// What the features of a route are compiled for.
+pub struct Of<'a> {
+    /// The registry.
+    pub metrics: &'a Metrics,
+    /// The name of the route.
+    pub route: &'a str,
+    /// Where it is asked.
+    pub direction: Direction,
+    /// What outlives the snapshot.
+    pub state: &'a Arc<RouteState>,
+}
+
 /// The features of a rule; none when it has none.
-pub fn compile(
-    policy: &effective::Features,
-    metrics: &Metrics,
-    route: &str,
-) -> Option<Box<Features>> {
+pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features>> {
     let effective::Features {
+        rate_limit,
         request_headers,
         response_headers,
         fault,
@@ -93,6 +149,9 @@ pub fn compile(
         .as_ref()
         .map(|spec| Direct::Respond(compile_respond(spec)));
     let features = Features {
+        rate_limit: rate_limit
+            .as_deref()
+            .map(|spec| compile_rate_limit(spec, of)),
         direct: redirected.or(responded),
         request_headers: request_headers.as_deref().map(edits),
         response_headers: response_headers.as_deref().map(edits),
@@ -100,9 +159,7 @@ pub fn compile(
             host: spec.hostname.as_deref().and_then(authority),
             path: spec.path.as_ref().and_then(|edit| path_edit(edit, prefix)),
         }),
-        fault: fault
-            .as_deref()
-            .map(|spec| compile_fault(spec, metrics, route)),
+        fault: fault.as_deref().map(|spec| compile_fault(spec, of)),
     };
     features.any().then(|| Box::new(features))
 }
@@ -110,13 +167,15 @@ pub fn compile(
 impl Features {
     fn any(&self) -> bool {
         let Self {
+            rate_limit,
             direct,
             request_headers,
             response_headers,
             rewrite,
             fault,
         } = self;
-        direct.is_some()
+        rate_limit.is_some()
+            || direct.is_some()
             || request_headers.is_some()
             || response_headers.is_some()
             || rewrite.is_some()
@@ -139,10 +198,48 @@ fn edits(spec: &model::HeaderEdits) -> HeaderEdits {
     }
 }
 
-fn compile_fault(spec: &model::FaultSpec, metrics: &Metrics, route: &str) -> Fault {
+/// A rate limit.
+pub fn compile_rate_limit(spec: &model::RateLimitSpec, of: &Of<'_>) -> RateLimit {
+    let rate = spec.requests_per_second.max(1);
+    let burst = spec.burst.unwrap_or(rate).max(1);
+    let key = match &spec.key {
+        Some(KeySource::Identity) => RateKey::Identity,
+        Some(KeySource::Header(name)) => {
+            HeaderName::from_bytes(name.as_bytes()).map_or(RateKey::Route, RateKey::Header)
+        }
+        // The others were refused.
+        _ => RateKey::Route,
+    };
+    // A member is a string of visible ASCII; names are.
+    let visible = |c: &char| (' '..='~').contains(c) && !matches!(c, '"' | '\\');
+    let name: String = of.route.chars().filter(visible).collect();
+    let window = burst.div_ceil(rate).max(1);
+    let policy = format!("\"{name}\";q={burst};w={window}");
+    let labels = [("direction", of.direction.as_str()), ("route", of.route)];
+    RateLimit {
+        params: RateParams {
+            per_second: f64::from(rate),
+            burst,
+        },
+        whose: match key {
+            RateKey::Route => "the route",
+            RateKey::Identity => "this caller",
+            RateKey::Header(_) => "this key",
+        },
+        key,
+        max_keys: spec.max_keys.unwrap_or(10_000) as usize,
+        name,
+        policy: HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("")),
+        limited: of.metrics.counter("outrigger_rate_limited_total", &labels),
+        state: Arc::clone(of.state),
+    }
+}
+
+fn compile_fault(spec: &model::FaultSpec, of: &Of<'_>) -> Fault {
     let counter = |kind: &str| {
-        let labels = [("route", route), ("kind", kind)];
-        metrics.counter("outrigger_faults_injected_total", &labels)
+        let labels = [("route", of.route), ("kind", kind)];
+        of.metrics
+            .counter("outrigger_faults_injected_total", &labels)
     };
     let abort = |abort: &model::FaultAbort| {
         let what = match (abort.status, abort.grpc) {

@@ -18,6 +18,7 @@ use outrigger_core::breaker::Breaker;
 use outrigger_core::budget::RetryBudget;
 use outrigger_core::bulkhead::Bulkhead;
 use outrigger_core::ejection::{EjectionGate, EndpointHealth};
+use outrigger_core::rate::Rates;
 
 use crate::identity::peers::Peers;
 use crate::upstream::connect::Protocol;
@@ -78,6 +79,8 @@ pub struct RouteState {
     pub budget: RetryBudget,
     /// Requests on their way, where the rule has a limit.
     pub bulkhead: Bulkhead,
+    /// Bounds how often it is called.
+    pub rates: Rates,
 }
 
 /// The state of one service, shared by all workers.

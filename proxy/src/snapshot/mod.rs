@@ -26,7 +26,7 @@ use crate::bulkhead;
 use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
-use crate::snapshot::features::Features;
+use crate::snapshot::features::{Features, InboundLimits};
 use crate::snapshot::live::{AdminState, EndpointSet, RouteState, ServiceState, Spoken};
 use crate::telemetry::metrics::Histogram;
 use crate::upstream::pool;
@@ -52,6 +52,8 @@ pub struct Snapshot {
     pub app: Option<Arc<Service>>,
     /// What serves destinations outside the mesh; none when `outbound.unknown` denies them.
     pub passthrough: Option<Arc<Service>>,
+    /// The rate limits of the workload's own service, for what arrives; none for most.
+    pub inbound_limits: Option<InboundLimits>,
     /// Queues by `namespace/name`.
     pub queues: BTreeMap<String, Arc<Queue>>,
 }
@@ -69,6 +71,7 @@ impl Snapshot {
             addresses: Addresses::default(),
             app: None,
             passthrough: None,
+            inbound_limits: None,
             queues: BTreeMap::new(),
         }
     }

@@ -80,6 +80,11 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Requests and connections refused because a limit was reached, by limit.",
     ),
     (
+        "outrigger_rate_limited_total",
+        Kind::Counter,
+        "Requests refused by a route's rate limit.",
+    ),
+    (
         "outrigger_faults_injected_total",
         Kind::Counter,
         "Faults made on purpose, by route and kind: delay, abort, bandwidth.",
