@@ -15,7 +15,7 @@ use crate::model::{
     IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService, OnDead,
     PermanentSpec, QueueBackend, QueueSpec, RateLimitSpec, RedirectSpec, RespondStep,
     RetryBudgetSpec, RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, RuleLimitsSpec,
-    Secrets, TimeoutsSpec, UnknownOutcome,
+    Secrets, SessionCookieSpec, TimeoutsSpec, UnknownOutcome,
 };
 use crate::units::{CodeOrClass, Dur, GrpcCode, KeySource, NamespacedName};
 
@@ -267,8 +267,14 @@ pub struct LoadBalancer {
     pub locality: Setting<Locality>,
     /// How long a new endpoint's share grows.
     pub warmup: Limit,
+    /// Percent of healthy endpoints below which health is ignored.
+    pub panic_threshold: Setting<u8>,
     /// What ConsistentHash hashes.
     pub hash_key: Setting<KeySource>,
+    /// The cookie given to callers without one.
+    pub session_cookie: Setting<Option<SessionCookieSpec>>,
+    /// Percent of the mean load that one endpoint may have.
+    pub max_load_percent: Setting<Option<u32>>,
 }
 
 /// Connections to the endpoints.
@@ -732,7 +738,10 @@ fn load_balancer(layers: &Layers<'_, LoadBalancerSpec>) -> LoadBalancer {
         algorithm: layers.field(|spec| spec.algorithm, BalanceAlgorithm::PeakEwma),
         locality: layers.field(|spec| spec.locality, Locality::PreferLocal),
         warmup: layers.limit(|spec| spec.warmup, None),
+        panic_threshold: layers.field(|spec| spec.panic_threshold.map(|percent| percent.0), 0),
         hash_key: layers.field(|spec| spec.hash_key.clone(), KeySource::Source),
+        session_cookie: layers.optional(|spec| spec.session_cookie.clone(), None),
+        max_load_percent: layers.optional(|spec| spec.max_load_percent, None),
     }
 }
 

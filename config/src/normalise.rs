@@ -191,6 +191,7 @@ fn backends(refs: &[BackendRef], path: &str, remarks: &mut Remarks) -> Vec<Backe
             backend_service(backend, &path, remarks).map(|service| Backend {
                 service,
                 weight: backend.weight,
+                labels: BTreeMap::new(),
             })
         })
         .collect()

@@ -26,9 +26,6 @@ const OF_A_SERVICE: &[&str] = &[
     "discovery.consul",
     "discovery.eureka",
     "health",
-    "loadBalancer.algorithm=ConsistentHash",
-    "loadBalancer.hashKey",
-    "loadBalancer.warmup",
 ];
 
 const OF_THE_MESH: &[&str] = &["authorization"];

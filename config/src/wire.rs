@@ -302,6 +302,9 @@ pub struct Endpoint {
     /// The SPIFFE ID it must present; empty when the service's own identities apply.
     #[prost(string, tag = "8")]
     pub identity: String,
+    /// Its failover tier: the lowest takes the requests.
+    #[prost(uint32, tag = "9")]
+    pub priority: u32,
 }
 
 /// What may be sent to an endpoint.

@@ -48,12 +48,19 @@ pub struct Registration {
     /// Its share relative to the others, 0 to 10000; default 100; 0 takes no new traffic.
     #[serde(default = "default_weight")]
     pub weight: u32,
+    /// Its failover tier, 0 to 100; default 0. The lowest takes the traffic.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: u32,
     /// Free facts, at most 32.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// The state to start in; default Serving.
     #[serde(default)]
     pub state: State,
+}
+
+fn is_zero(priority: &u32) -> bool {
+    *priority == 0
 }
 
 fn default_weight() -> u32 {
@@ -407,6 +414,7 @@ fn endpoint(id: &str, instance: &Instance) -> Endpoint {
         state: instance.state().into(),
         labels: registration.labels.clone(),
         identity: String::new(),
+        priority: registration.priority,
     }
 }
 
@@ -438,6 +446,9 @@ fn check(registration: &Registration) -> Result<(), RegistryError> {
     }
     if registration.weight > 10_000 {
         return invalid("weight", "write 0 to 10000");
+    }
+    if registration.priority > 100 {
+        return invalid("priority", "write 0 to 100");
     }
     if !is_label(&registration.zone) {
         return invalid("zone", "write at most 253 printable characters");
@@ -570,6 +581,7 @@ mod tests {
         let (mut registry, id) = with_one();
         sweep_until(&mut registry, 1, 16);
         let again = Registration {
+            priority: 0,
             weight: 7,
             ..registration(9001)
         };

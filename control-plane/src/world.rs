@@ -173,7 +173,8 @@ fn static_endpoints(list: &[StaticEndpoint]) -> Vec<Endpoint> {
             zone: item.zone.clone().unwrap_or_default(),
             weight: item.weight.unwrap_or(100),
             state: state.into(),
-            labels: BTreeMap::new(),
+            labels: item.labels.clone(),
+            priority: item.priority.unwrap_or(0),
             identity: item.identity.clone().unwrap_or_default(),
         };
         endpoints.insert(id, endpoint);

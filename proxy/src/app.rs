@@ -55,6 +55,8 @@ pub struct Shared {
     pub listeners: Own,
     /// What this sidecar is called in answers.
     pub hop: Hops,
+    /// What it stands beside, `namespace/name`.
+    pub workload: String,
     /// What is known of the config's source.
     pub config: ConfigStatus,
     /// Who this sidecar is.
@@ -335,6 +337,7 @@ fn share(bootstrap: ProxyBootstrap, addresses: &Addresses) -> Result<Shared, Sta
             outbound: format!("{name}/outbound"),
             inbound: format!("{name}/inbound"),
         },
+        workload: format!("{}/{name}", bootstrap.workload.namespace()),
         listeners: Own::new(listeners.copied()),
         config: ConfigStatus::default(),
         identity: Identity::new(bootstrap.identity.is_some()),

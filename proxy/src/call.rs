@@ -5,6 +5,7 @@
 //!
 //! Stands on the life of a request and on the life of a message.
 
+mod affinity;
 mod screen;
 
 use std::net::SocketAddr;
@@ -26,9 +27,10 @@ use outrigger_core::retry::{self, RequestFacts};
 use outrigger_core::route::RequestView;
 use outrigger_core::{deadline, time::Mono};
 
+use self::affinity::Affinity;
 use crate::clock;
 use crate::deadline::Deadline;
-use crate::destination::{self, Fixed};
+use crate::destination::{self, Fixed, Wish};
 use crate::error::ProxyError;
 use crate::http::body::{Replay, RequestBody, ResponseBody, Upload};
 use crate::http::context::{Caller, Connection};
@@ -85,6 +87,8 @@ pub struct Call {
     /// Whether faults of its route may meet it.
     pub faulty: bool,
     caller_timeout: Option<Duration>,
+    /// Which endpoints of its service it asks for, when not any.
+    affinity: Option<Box<Affinity>>,
     prepared: HeaderMap,
     /// The request carries an idempotency key.
     keyed: bool,
@@ -167,6 +171,7 @@ impl Call {
             endpoint: None,
             probe: false,
             faulty: false,
+            affinity: None,
             prepared: HeaderMap::new(),
             keyed: false,
             authority: None,
@@ -272,8 +277,9 @@ impl Call {
         }
     }
 
-    /// The service that takes this request among the route's weighted backends.
-    pub fn pick_backend(&self, service: &Arc<Service>, route: &Route) -> Arc<Service> {
+    /// The service that takes this request among the route's weighted backends. Before the headers
+    /// are prepared: a key may be one of them.
+    pub fn pick_backend(&mut self, service: &Arc<Service>, route: &Route) -> Arc<Service> {
         let chosen = match route.backends.as_slice() {
             [] => None,
             [only] => Some(only),
@@ -287,7 +293,12 @@ impl Call {
             }
         };
         let backend = chosen.and_then(|backend| self.snapshot.services.get(backend.service));
-        Arc::clone(backend.unwrap_or(service))
+        let target = Arc::clone(backend.unwrap_or(service));
+        let labels = chosen.and_then(|backend| backend.labels.as_ref());
+        if labels.is_some() || target.is_hashed() {
+            self.affinity = Some(Affinity::of(self, &target, labels));
+        }
+        target
     }
 
     /// An endpoint to try that is not among `tried` while there is another.
@@ -300,8 +311,14 @@ impl Call {
         tried: &[SocketAddr],
         now: Mono,
     ) -> Result<EndpointUse, ProxyError> {
-        let fixed = self.fixed.as_ref();
-        match destination::pick(&self.worker, service, fixed, tried, now) {
+        let mut wish = Wish {
+            fixed: self.fixed.as_ref(),
+            ..Wish::default()
+        };
+        if let Some(affinity) = &self.affinity {
+            affinity.restrict(service, &mut wish);
+        }
+        match destination::pick(&self.worker, service, wish, tried, now) {
             Some(endpoint) => Ok(endpoint),
             None => {
                 let detail = format!("no endpoint of {} takes requests", service.name);
@@ -476,7 +493,7 @@ impl Call {
         }
     }
 
-    /// Removes from an upstream's answer what only a sidecar may say.
+    /// Removes from an upstream's answer what only a sidecar may say, and says it.
     /// `meshed` says that another sidecar answered.
     pub fn clean_response(&self, fields: &mut HeaderMap, meshed: bool) {
         let from = match meshed {
@@ -484,6 +501,9 @@ impl Call {
             false => StripPolicy::Untrusted,
         };
         headers::strip_outrigger(fields, from);
+        if let Some(affinity) = &self.affinity {
+            affinity.begin_session(fields);
+        }
     }
 
     /// Counts what became of a possible retry.

@@ -14,6 +14,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use http::Version;
 use http::uri::Scheme;
@@ -23,13 +24,14 @@ use outrigger_core::client_hello::ClientHello;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::host::parse_authority;
 use outrigger_core::time::Mono;
+use tracing::{info, warn};
 
 use crate::call::Call;
 use crate::error::ProxyError;
 use crate::http::context::Connection;
 use crate::listener::Direction;
-use crate::snapshot::live::{AdminState, Endpoint, EndpointSpec, EndpointState};
-use crate::snapshot::{Route, Service, Snapshot};
+use crate::snapshot::live::{Endpoint, EndpointSet, EndpointSpec, EndpointState, Labels};
+use crate::snapshot::{Candidates, Route, Service, Snapshot};
 use crate::unknown;
 use crate::upstream::connect::{Protocol, Source};
 use crate::upstream::endpoint::EndpointUse;
@@ -51,13 +53,7 @@ pub struct Fixed {
 
 impl Fixed {
     fn at(service: &Arc<Service>, addr: SocketAddr, state: &Arc<EndpointState>) -> Self {
-        let spec = EndpointSpec {
-            addr,
-            zone: None,
-            weight: 100,
-            admin: AdminState::Serving,
-            identity: None,
-        };
+        let spec = EndpointSpec::at(addr);
         let state = Arc::clone(state);
         Self {
             service: Arc::clone(service),
@@ -311,15 +307,27 @@ pub fn opaque(
     })
 }
 
+/// Which endpoints of a service a request may go to.
+#[derive(Clone, Copy, Default)]
+pub struct Wish<'a> {
+    /// The one that its address decided.
+    pub fixed: Option<&'a Fixed>,
+    /// Those with these labels.
+    pub labels: Option<&'a Labels>,
+    /// The one that this hash of its key leads to.
+    pub key: Option<u64>,
+}
+
 /// An endpoint of `service` to try: the fixed one, or one that is not among `tried` while there is
 /// another. None when no endpoint takes requests.
 pub fn pick(
     worker: &Worker,
     service: &Arc<Service>,
-    fixed: Option<&Fixed>,
+    wish: Wish<'_>,
     tried: &[SocketAddr],
     now: Mono,
 ) -> Option<EndpointUse> {
+    let fixed = wish.fixed;
     let set = service.state.endpoints();
     if let Some(fixed) = fixed
         && Arc::ptr_eq(&fixed.service.state, &service.state)
@@ -329,17 +337,50 @@ pub fn pick(
         let endpoint = EndpointUse::start(service, &fixed.endpoint, protocol, now);
         return Some(endpoint.from(fixed.source).expecting(peers));
     }
-    let view = service.candidates(&set);
+    let cut;
+    let set: &EndpointSet = match wish.labels {
+        None => &set,
+        Some(labels) => match set.subset(labels) {
+            Some(subset) => subset,
+            None => {
+                cut = set.cut(labels);
+                &cut
+            }
+        },
+    };
     let at = |addr: &SocketAddr| {
         let mut known = set.endpoints.iter();
         known.position(|known| known.spec.addr == *addr)
     };
     let exclude: Vec<usize> = tried.iter().filter_map(at).collect();
-    let algorithm = service.algorithm.with(&service.state);
-    let picked = balance::pick(algorithm, &view, &exclude, now, &mut worker.rng())?;
+    let algorithm = service.algorithm.with(&service.state, set, wish.key);
+    let (params, rng) = (&service.balance, &mut worker.rng());
+    let picked = balance::pick(algorithm, params, &Candidates(set), &exclude, now, rng)?;
+    if picked.panic || set.panic.load(Relaxed) {
+        note_panic(service, set, picked.panic);
+    }
     let endpoint = set.endpoints.get(picked.index)?;
     let peers = set.peers(&endpoint.spec).cloned();
     Some(EndpointUse::start(service, endpoint, set.spoken.protocol, now).expecting(peers))
+}
+
+/// Says when a service begins and ceases to be served whatever its endpoints' health.
+fn note_panic(service: &Service, set: &EndpointSet, panic: bool) {
+    if panic {
+        service.metrics.panic_picks.increment(1);
+    }
+    if set.panic.swap(panic, Relaxed) == panic {
+        return;
+    }
+    let service = &*service.name;
+    if panic {
+        warn!(
+            service,
+            "too few endpoints are available: health is ignored"
+        );
+    } else {
+        info!(service, "enough endpoints are available again");
+    }
 }
 
 /// How an upstream of this declaration is spoken to.

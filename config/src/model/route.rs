@@ -170,6 +170,9 @@ pub struct Backend {
     /// Its share beside the others. Default 1; 0 takes none.
     #[schemars(range(max = 1_000_000))]
     pub weight: Option<u32>,
+    /// Only those of its endpoints that carry all of these labels. Default: all.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A limit of requests per second.

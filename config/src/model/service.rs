@@ -1,5 +1,7 @@
 //! `MeshService`: a registry entry, where its endpoints come from, and its traffic settings.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -188,7 +190,15 @@ pub struct StaticEndpoint {
     /// The zone, for locality.
     pub zone: Option<String>,
     /// Its share beside the others. Default 100; 0 takes no new traffic.
+    #[schemars(range(max = 1_000_000))]
     pub weight: Option<u32>,
+    /// Its failover tier. The lowest takes the traffic; while under 70 % of it are healthy, the
+    /// next ones take a share. Default 0.
+    #[schemars(range(max = 100))]
+    pub priority: Option<u32>,
+    /// Free facts, such as a version, by which the backends of a rule choose.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// Default Serving.
     pub state: Option<EndpointState>,
     /// The identity of this endpoint's workload, where it differs from the service's.
@@ -335,12 +345,36 @@ pub struct GrpcHealth {
 pub struct LoadBalancerSpec {
     /// Default PeakEwma.
     pub algorithm: Option<BalanceAlgorithm>,
-    /// Default PreferLocal.
+    /// Default PreferLocal. ConsistentHash knows no zones.
     pub locality: Option<Locality>,
-    /// How long a new endpoint's share grows. Default: none.
+    /// How long the share of a new endpoint, or one that has become healthy, grows from a tenth.
+    /// Default: none.
     pub warmup: Option<Dur>,
-    /// What ConsistentHash hashes: `header:NAME`, `cookie:NAME` or `Source`. Default Source.
+    /// Below this share of healthy endpoints health is ignored, so that few do not take the load
+    /// of all. Default 0: only when none is left.
+    pub panic_threshold: Option<Percent>,
+    /// What ConsistentHash hashes: `header:NAME`, `cookie:NAME` or `Source` (the first address in
+    /// X-Forwarded-For, else the caller's, which for the local application is its workload).
+    /// Default Source. A request without the key goes by PeakEwma.
     pub hash_key: Option<KeySource>,
+    /// With `hashKey: cookie:NAME`: callers that come without the cookie are given one. Default:
+    /// they are not.
+    pub session_cookie: Option<SessionCookieSpec>,
+    /// With ConsistentHash: the most requests in flight to one endpoint, in percent of the mean;
+    /// what is more goes to the next. Default: unlimited.
+    #[schemars(range(min = 101, max = 10_000))]
+    pub max_load_percent: Option<u32>,
+}
+
+/// A cookie that the sidecar sets, so that a caller comes back to the same endpoint.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SessionCookieSpec {
+    /// How long it lasts. Default 0s: until the caller's session ends.
+    pub ttl: Option<Dur>,
+    /// Default `/`.
+    #[schemars(extend("format" = "path"))]
+    pub path: Option<String>,
 }
 
 /// How an endpoint is picked.

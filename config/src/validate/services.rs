@@ -111,6 +111,17 @@ impl<'a> Checks<'a> {
             let message = "expected header:NAME, cookie:NAME or Source";
             self.error(at, "E106", &format!("{base}.loadBalancer.hashKey"), message);
         }
+        let session = spec.and_then(|spec| spec.session_cookie.as_ref());
+        if session.is_some() && !matches!(key, Some(KeySource::Cookie(_))) {
+            let message = "needs hashKey: cookie:NAME beside it";
+            let path = format!("{base}.loadBalancer.sessionCookie");
+            self.error(at, "E107", &path, message);
+        }
+        let path = session.and_then(|session| session.path.as_deref());
+        if path.is_some_and(|path| path.contains(';')) {
+            let path = format!("{base}.loadBalancer.sessionCookie.path");
+            self.error(at, "E305", &path, "a cookie's path has no ';'");
+        }
     }
 
     /// Two durations of which the first must not be longer; a default stands in for one left out.

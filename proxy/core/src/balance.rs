@@ -7,21 +7,25 @@
 //! A pick allocates nothing and looks at a handful of endpoints however many there are; only when
 //! most of them cannot be used does it walk the list.
 
+mod draw;
+mod layout;
 mod load;
-mod zone;
+mod ring;
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+pub use layout::{Layout, Member};
 pub use load::EndpointLoad;
-pub use zone::{LocalZone, ZoneGate};
+pub use ring::{Ring, hash};
 
+use self::draw::Draw;
+use self::layout::WHOLE;
 use crate::ejection::EndpointHealth;
 use crate::time::Mono;
 
-/// Random draws before the list is walked. With half of the endpoints out, walking is needed once
-/// in 250 picks.
-const DRAWS: usize = 8;
+/// The share, in thousandths, with which an endpoint begins to warm up (Envoy's and Istio's).
+const COLD: u32 = WHOLE / 10;
 
 /// How to choose (`loadBalancer.algorithm`).
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +38,40 @@ pub enum Algorithm<'a> {
     RoundRobin(&'a AtomicUsize),
     /// Any.
     Random,
+    /// The same key to the same endpoint.
+    ConsistentHash(Hashed<'a>),
+}
+
+/// A request whose endpoint follows from a key.
+#[derive(Clone, Copy, Debug)]
+pub struct Hashed<'a> {
+    /// The ring of the endpoint set.
+    pub ring: &'a Ring,
+    /// The [`hash`] of the key.
+    pub key: u64,
+    /// How much more than its share an endpoint takes before the next on the ring is asked.
+    pub bound: Option<Bound>,
+}
+
+/// Consistent hashing with bounded loads (Mirrokni 2017).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// The most requests in flight to one endpoint, in percent of the mean.
+    pub percent: u32,
+    /// Requests in flight to all of them, this one included.
+    pub in_flight: u32,
+}
+
+/// The other settings of `loadBalancer`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Params {
+    /// Whether endpoints of our zone come first (`locality: PreferLocal`).
+    pub prefer_local: bool,
+    /// How long the share of a new endpoint grows; zero: not at all.
+    pub warmup: Duration,
+    /// Below this share of healthy endpoints health is ignored. With 0 it is ignored only when
+    /// none is left.
+    pub panic_percent: u32,
 }
 
 /// What an operator says of an endpoint (`state`).
@@ -58,41 +96,16 @@ pub struct Candidate<'a> {
     /// What the operator says.
     pub serving: Serving,
     /// Its share relative to the others; default 100. 0 gets nothing while others are there.
-    /// While an endpoint is young, pass [`warmed_weight`].
     pub weight: u32,
 }
 
 /// The endpoints of a service: the caller's own list, looked at by index.
 pub trait Endpoints {
-    /// How many there are.
-    fn count(&self) -> usize;
+    /// How they lie, worked out when the list was made.
+    fn layout(&self) -> &Layout;
 
-    /// The endpoint at an index below [`Endpoints::count`].
+    /// The endpoint at an index below [`Layout::count`].
     fn candidate(&self, index: usize) -> Candidate<'_>;
-
-    /// The largest weight, for `RoundRobin` and `Random`. Walks the list; a caller with many
-    /// endpoints keeps it instead.
-    fn max_weight(&self) -> u32 {
-        (0..self.count())
-            .map(|index| self.candidate(index).weight)
-            .max()
-            .unwrap_or(0)
-    }
-
-    /// Set where endpoints of our zone are preferred; they must then be first in the list.
-    fn local_zone(&self) -> Option<LocalZone<'_>> {
-        None
-    }
-}
-
-impl Endpoints for [Candidate<'_>] {
-    fn count(&self) -> usize {
-        self.len()
-    }
-
-    fn candidate(&self, index: usize) -> Candidate<'_> {
-        self[index]
-    }
 }
 
 /// A choice.
@@ -100,7 +113,7 @@ impl Endpoints for [Candidate<'_>] {
 pub struct Picked {
     /// Index of the endpoint.
     pub index: usize,
-    /// No endpoint was available (all ejected, unhealthy or draining), so health was ignored:
+    /// Too few endpoints were available (ejected, unhealthy or draining), so health was ignored:
     /// a chance of success is better than none.
     pub panic: bool,
 }
@@ -108,169 +121,85 @@ pub struct Picked {
 /// Chooses an endpoint; `None` when there is none but disabled ones.
 ///
 /// `tried` are the indices that this request tried before: they are chosen again only when nothing
-/// else is available. The order of preference is available and untried (our zone first, where that
-/// is preferred), available, of no weight, serving, draining.
+/// else is available. The order of preference is available and untried (of the tier whose turn it
+/// is, our zone first where that is preferred, then of the other tiers), available, of no weight,
+/// serving, draining.
 pub fn pick<E: Endpoints + ?Sized>(
     algorithm: Algorithm<'_>,
+    params: &Params,
     endpoints: &E,
     tried: &[usize],
     now: Mono,
     rng: &mut fastrand::Rng,
 ) -> Option<Picked> {
-    let count = endpoints.count();
-    let healthy = |index: usize| {
-        let candidate = endpoints.candidate(index);
-        candidate.serving == Serving::Serving && candidate.health.is_available(now)
+    let layout = endpoints.layout();
+    layout.look(endpoints, params, now);
+    let draw = Draw {
+        algorithm,
+        params,
+        endpoints,
+        now,
     };
+    let turn = layout.tier_at(|| match algorithm {
+        // The same key must not change its tier while nothing else changes.
+        Algorithm::ConsistentHash(hashed) => (hashed.key >> 32) as u32 % WHOLE,
+        _ => rng.u32(..WHOLE),
+    });
+    let serving = |index: usize| endpoints.candidate(index).serving == Serving::Serving;
+    let healthy =
+        |index: usize| serving(index) && endpoints.candidate(index).health.is_available(now);
     let available = |index: usize| endpoints.candidate(index).weight > 0 && healthy(index);
     let untried = |index: usize| !tried.contains(&index);
-    let mut choose = |count: usize, usable: &dyn Fn(usize) -> bool| {
-        let among = Among {
-            algorithm,
-            endpoints,
-            count,
-            usable,
-            now,
-        };
-        among.choose(rng)
-    };
-    let found = |index| {
-        Some(Picked {
-            index,
-            panic: false,
-        })
-    };
 
-    let local = endpoints
-        .local_zone()
-        .filter(|zone| zone.is_preferred(endpoints, now));
-    if let Some(index) = local.and_then(|zone| {
-        choose(zone.count.min(count), &|index| {
-            available(index) && untried(index)
-        })
-    }) {
-        return found(index);
+    if !layout.is_panic(params) {
+        let fresh = |index: usize| available(index) && untried(index);
+        for tier in layout.tiers(turn) {
+            let preferred = tier.preferred().filter(|_| params.prefer_local);
+            let found = preferred
+                .and_then(|zone| draw.among(&zone, &fresh, rng))
+                .or_else(|| draw.among(&tier.all(), &fresh, rng));
+            if let Some(index) = found {
+                return Some(Picked {
+                    index,
+                    panic: false,
+                });
+            }
+        }
+        let whole = 0..layout.count();
+        let found = draw
+            .among(&whole, &available, rng)
+            .or_else(|| draw.among(&whole, &healthy, rng));
+        if let Some(index) = found {
+            return Some(Picked {
+                index,
+                panic: false,
+            });
+        }
     }
-    if let Some(index) = choose(count, &|index| available(index) && untried(index)) {
-        return found(index);
-    }
-    if let Some(index) = choose(count, &available).or_else(|| choose(count, &healthy)) {
-        return found(index);
-    }
-    let serving = |index: usize| endpoints.candidate(index).serving == Serving::Serving;
+    let whole = 0..layout.count();
+    let weighty = |index: usize| serving(index) && endpoints.candidate(index).weight > 0;
     let enabled = |index: usize| endpoints.candidate(index).serving != Serving::Disabled;
-    choose(count, &|index| serving(index) && untried(index))
-        .or_else(|| choose(count, &serving))
-        .or_else(|| choose(count, &enabled))
+    let mut found = None;
+    for tier in layout.tiers(turn) {
+        found = found
+            .or_else(|| draw.among(&tier.all(), &|index| weighty(index) && untried(index), rng));
+    }
+    found
+        .or_else(|| draw.among(&whole, &|index| serving(index) && untried(index), rng))
+        .or_else(|| draw.among(&whole, &serving, rng))
+        .or_else(|| draw.among(&whole, &enabled, rng))
         .map(|index| Picked { index, panic: true })
 }
 
-/// The weight of an endpoint that appeared at `since`: from a tenth it grows evenly to `weight`
-/// over `warmup` (slow start).
-pub fn warmed_weight(weight: u32, since: Mono, now: Mono, warmup: Duration) -> u32 {
+/// The share, in thousandths, of an endpoint that has been warming up since `since`: from a tenth
+/// it grows evenly over `warmup` (slow start).
+fn warmth(since: Mono, now: Mono, warmup: Duration) -> u32 {
     let age = now.saturating_since(since);
     if age >= warmup {
-        return weight;
+        return WHOLE;
     }
-    let share = (age.as_secs_f64() / warmup.as_secs_f64()).max(0.1);
-    ((f64::from(weight) * share) as u32).max(1).min(weight)
-}
-
-/// The first `count` endpoints, as far as they are usable.
-struct Among<'a, E: ?Sized> {
-    algorithm: Algorithm<'a>,
-    endpoints: &'a E,
-    count: usize,
-    usable: &'a dyn Fn(usize) -> bool,
-    now: Mono,
-}
-
-impl<E: Endpoints + ?Sized> Among<'_, E> {
-    fn choose(&self, rng: &mut fastrand::Rng) -> Option<usize> {
-        if self.count == 0 {
-            return None;
-        }
-        match self.algorithm {
-            Algorithm::PeakEwma => {
-                self.cheaper_of_two(rng, |candidate| candidate.load.cost(self.now))
-            }
-            Algorithm::LeastRequest => {
-                self.cheaper_of_two(rng, |candidate| f64::from(candidate.load.in_flight()))
-            }
-            Algorithm::RoundRobin(cursor) => self.next_in_turn(cursor, rng),
-            Algorithm::Random => self.any_by_weight(rng),
-        }
-    }
-
-    /// Power of two choices (Mitzenmacher 2001). Weights act before cost: of two endpoints the
-    /// heavier is taken outright as often as its surplus says, so that equal endpoints share in
-    /// proportion to weight and slow ones still lose.
-    fn cheaper_of_two(
-        &self,
-        rng: &mut fastrand::Rng,
-        cost: impl Fn(&Candidate<'_>) -> f64,
-    ) -> Option<usize> {
-        let first = self.draw(rng, None)?;
-        let Some(second) = self.draw(rng, Some(first)) else {
-            return Some(first);
-        };
-        let (a, b) = (
-            self.endpoints.candidate(first),
-            self.endpoints.candidate(second),
-        );
-        if a.weight != b.weight {
-            let (heavier, surplus) = match a.weight > b.weight {
-                true => (first, a.weight - b.weight),
-                false => (second, b.weight - a.weight),
-            };
-            let sum = u64::from(a.weight) + u64::from(b.weight);
-            if rng.u64(..sum) < u64::from(surplus) {
-                return Some(heavier);
-            }
-        }
-        Some(if cost(&b) < cost(&a) { second } else { first })
-    }
-
-    /// Takes turns. Who is passed over has had its turn, so that its successor gets no second one;
-    /// an endpoint lighter than the heaviest is passed over as often as it is lighter.
-    fn next_in_turn(&self, cursor: &AtomicUsize, rng: &mut fastrand::Rng) -> Option<usize> {
-        let max = self.endpoints.max_weight();
-        (0..self.count)
-            .map(|_| cursor.fetch_add(1, Relaxed) % self.count)
-            .find(|index| (self.usable)(*index) && self.weight_accepts(*index, max, rng))
-            .or_else(|| self.draw(rng, None))
-    }
-
-    fn any_by_weight(&self, rng: &mut fastrand::Rng) -> Option<usize> {
-        let max = self.endpoints.max_weight();
-        for _ in 0..DRAWS {
-            let index = self.draw(rng, None)?;
-            if self.weight_accepts(index, max, rng) {
-                return Some(index);
-            }
-        }
-        self.draw(rng, None)
-    }
-
-    fn weight_accepts(&self, index: usize, max: u32, rng: &mut fastrand::Rng) -> bool {
-        let weight = self.endpoints.candidate(index).weight;
-        weight >= max || rng.u32(..max) < weight
-    }
-
-    /// A random usable endpoint other than `not`.
-    fn draw(&self, rng: &mut fastrand::Rng, not: Option<usize>) -> Option<usize> {
-        let fits = |index: usize| Some(index) != not && (self.usable)(index);
-        for _ in 0..DRAWS {
-            let index = rng.usize(..self.count);
-            if fits(index) {
-                return Some(index);
-            }
-        }
-        let start = rng.usize(..self.count);
-        (0..self.count)
-            .map(|step| (start + step) % self.count)
-            .find(|index| fits(*index))
-    }
+    let share = age.as_secs_f64() / warmup.as_secs_f64() * f64::from(WHOLE);
+    (share as u32).clamp(COLD, WHOLE)
 }
 
 #[cfg(test)]

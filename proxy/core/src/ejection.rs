@@ -51,15 +51,62 @@ pub struct EndpointHealth {
     consecutive: AtomicU32,
     /// Nanoseconds of [`Mono`]; 0 = never ejected.
     ejected_until: AtomicU64,
+    ejected_at: AtomicU64,
     times_ejected: AtomicU32,
     /// Set by active health checks; a check that never ran leaves it false.
     checked_unhealthy: AtomicBool,
+    /// When that last changed.
+    checked_at: AtomicU64,
+    /// When it was first seen, or began to take requests again; 0 = before we looked.
+    warm_from: AtomicU64,
+}
+
+/// Whether and why an endpoint is passed over, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It may be picked.
+    Available {
+        /// Since when.
+        since: Mono,
+    },
+    /// It failed several times in a row.
+    Ejected {
+        /// Since when.
+        since: Mono,
+        /// When it comes back.
+        until: Mono,
+    },
+    /// Active health checks fail.
+    Unhealthy {
+        /// Since when.
+        since: Mono,
+    },
 }
 
 impl EndpointHealth {
-    /// A healthy endpoint.
+    /// A healthy endpoint that was there before we looked.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A healthy endpoint that appeared at `now`.
+    pub fn appeared(now: Mono) -> Self {
+        let health = Self::default();
+        health.warm_up(now);
+        health
+    }
+
+    /// It begins to take requests at `now`: its share grows from here (slow start).
+    pub fn warm_up(&self, now: Mono) {
+        self.warm_from.store(now.as_nanos(), Relaxed);
+    }
+
+    /// Since when it warms up; none when it was there before we looked.
+    pub fn warm_from(&self) -> Option<Mono> {
+        match self.warm_from.load(Relaxed) {
+            0 => None,
+            nanos => Some(Mono::from_nanos(nanos)),
+        }
     }
 
     /// Counts what an attempt on this endpoint came to.
@@ -97,9 +144,31 @@ impl EndpointHealth {
         (until > now.as_nanos()).then(|| Mono::from_nanos(until))
     }
 
-    /// What an active health check said last.
-    pub fn set_checked(&self, healthy: bool) {
-        self.checked_unhealthy.store(!healthy, Relaxed);
+    /// What active health checks call it from `now` on. An endpoint that becomes healthy warms up
+    /// like a new one.
+    pub fn set_checked(&self, healthy: bool, now: Mono) {
+        if self.checked_unhealthy.swap(!healthy, Relaxed) == healthy {
+            self.checked_at.store(now.as_nanos(), Relaxed);
+            if healthy {
+                self.warm_up(now);
+            }
+        }
+    }
+
+    /// Whether it is passed over, and since when.
+    pub fn standing(&self, now: Mono) -> Standing {
+        let at = |word: &AtomicU64| Mono::from_nanos(word.load(Relaxed));
+        if self.is_checked_unhealthy() {
+            let since = at(&self.checked_at);
+            return Standing::Unhealthy { since };
+        }
+        if let Some(until) = self.ejected_until(now) {
+            let since = at(&self.ejected_at);
+            return Standing::Ejected { since, until };
+        }
+        let last = [&self.ejected_until, &self.checked_at, &self.warm_from];
+        let since = last.map(at).into_iter().max().unwrap_or_default();
+        Standing::Available { since }
     }
 
     /// Whether active health checks call it unhealthy.
@@ -134,6 +203,7 @@ impl EndpointHealth {
         let until = now + params.base_time.saturating_mul(times).min(params.max_time);
         self.times_ejected.store(times, Relaxed);
         self.consecutive.store(0, Relaxed);
+        self.ejected_at.store(now.as_nanos(), Relaxed);
         self.ejected_until.store(until.as_nanos(), Relaxed);
         until
     }
@@ -305,5 +375,29 @@ mod tests {
             });
             assert_eq!(count().0, 1);
         }
+    }
+
+    #[test]
+    fn a_standing_says_since_when() {
+        let (health, gate) = (EndpointHealth::appeared(at(5)), EjectionGate::new());
+        assert_eq!(health.standing(at(6)), Standing::Available { since: at(5) });
+        gate.try_eject(&Params::default(), at(10), &health, || (0, 2))
+            .unwrap();
+        let ejected = Standing::Ejected {
+            since: at(10),
+            until: at(40),
+        };
+        assert_eq!(health.standing(at(20)), ejected);
+        health.set_checked(false, at(30));
+        health.set_checked(false, at(35));
+        let unhealthy = Standing::Unhealthy { since: at(30) };
+        assert_eq!(health.standing(at(36)), unhealthy);
+        health.set_checked(true, at(50));
+        health.set_checked(true, at(60));
+        assert_eq!(
+            health.standing(at(70)),
+            Standing::Available { since: at(50) }
+        );
+        assert_eq!(health.warm_from(), Some(at(50)), "it warms up again");
     }
 }

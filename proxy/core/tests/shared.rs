@@ -1,6 +1,6 @@
 //! What lives longer than a snapshot is shared by all worker threads.
 
-use outrigger_core::balance::{EndpointLoad, ZoneGate};
+use outrigger_core::balance::{EndpointLoad, Layout, Ring};
 use outrigger_core::breaker::Breaker;
 use outrigger_core::budget::RetryBudget;
 use outrigger_core::bulkhead::Bulkhead;
@@ -17,7 +17,8 @@ fn state_and_compiled_rules_are_shared_between_threads() {
     shared::<EndpointHealth>();
     shared::<EjectionGate>();
     shared::<EndpointLoad>();
-    shared::<ZoneGate>();
+    shared::<Layout>();
+    shared::<Ring>();
     shared::<Bulkhead>();
     shared::<Rate>();
     shared::<RuleSet>();

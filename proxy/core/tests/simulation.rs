@@ -10,14 +10,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use http::StatusCode;
-use outrigger_core::balance::{Algorithm, Candidate, EndpointLoad, Endpoints, Serving, pick};
+use outrigger_core::balance::{
+    Algorithm, Candidate, EndpointLoad, Endpoints, Layout, Member, Serving, pick,
+};
 use outrigger_core::breaker::{Admit, Breaker, State, Ticket, Transition};
 use outrigger_core::budget::RetryBudget;
 use outrigger_core::ejection::{EjectionGate, EndpointHealth};
 use outrigger_core::outcome::{FailureOn, Observed, Outcome};
 use outrigger_core::retry::{Decision, Replay, RequestFacts};
 use outrigger_core::time::Mono;
-use outrigger_core::{breaker, budget, ejection, retry};
+use outrigger_core::{balance, breaker, budget, ejection, retry};
 
 const SEEDS: u64 = 30;
 const SECOND: u64 = 1_000_000_000;
@@ -130,6 +132,7 @@ struct World {
 
     loads: Vec<EndpointLoad>,
     healths: Vec<EndpointHealth>,
+    layout: Layout,
     gate: EjectionGate,
     breaker: Breaker,
     budget: RetryBudget,
@@ -150,8 +153,8 @@ struct World {
 }
 
 impl Endpoints for World {
-    fn count(&self) -> usize {
-        self.loads.len()
+    fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     fn candidate(&self, index: usize) -> Candidate<'_> {
@@ -199,6 +202,11 @@ impl World {
             next_event: 0,
             loads: (0..endpoints).map(|_| EndpointLoad::new()).collect(),
             healths: (0..endpoints).map(|_| EndpointHealth::new()).collect(),
+            layout: Layout::new((0..endpoints).map(|_| Member {
+                priority: 0,
+                local: false,
+                weight: 100,
+            })),
             gate: EjectionGate::new(),
             breaker: Breaker::new(),
             budget: RetryBudget::new(),
@@ -308,6 +316,7 @@ impl World {
         let mut rng = self.rng.fork();
         let picked = pick(
             Algorithm::PeakEwma,
+            &balance::Params::default(),
             self,
             &request.tried,
             self.at(),

@@ -132,6 +132,8 @@ pub(super) fn endpoints(shared: &Shared) -> Value {
                     Protocol::Http2 => "h2",
                 },
                 "inFlight": service.state.bulkhead.current(),
+                // Too few endpoints are available: health is ignored.
+                "panic": set.is_in_panic(),
                 "endpoints": endpoints,
             })
         })
@@ -146,6 +148,8 @@ fn endpoint_view(endpoint: &Endpoint, now: Mono) -> Value {
         "address": endpoint.spec.addr.to_string(),
         "zone": endpoint.spec.zone,
         "weight": endpoint.spec.weight,
+        "priority": endpoint.spec.priority,
+        "labels": &*endpoint.spec.labels,
         "state": endpoint.spec.admin.as_str(),
         "available": endpoint.takes_requests() && health.is_available(now),
         "ejectedForMs": ejected.map(|until| until.saturating_since(now).as_millis()),
@@ -246,6 +250,9 @@ pub(super) fn refresh_metrics(shared: &Shared) {
                 )
                 .set(f64::from(u8::from(ejected)));
         }
+        metrics
+            .gauge("outrigger_balancer_panic", &[name])
+            .set(f64::from(u8::from(set.is_in_panic())));
         for (state, count) in counts {
             metrics
                 .gauge("outrigger_endpoints", &[name, ("state", state)])

@@ -7,15 +7,14 @@
 //! Stands on the life of a config update.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, Method};
 use outrigger_config::effective::{self, Origin, RulePolicy, ServicePolicy};
 use outrigger_config::model::{
-    AsyncWhen, BalanceAlgorithm, EndpointState, GrpcAck, Locality, MeshService, OnDead,
-    PathMatchType, QueueSpec, RetryCondition, RouteMatch, UnknownOutbound, ValueMatchType,
+    AsyncWhen, GrpcAck, MeshService, OnDead, PathMatchType, QueueSpec, RetryCondition, RouteMatch,
+    UnknownOutbound, ValueMatchType,
 };
 use outrigger_config::units::{CodeOrClass, KeySource};
 use outrigger_config::{MeshConfig, NamespacedName, RuleRef};
@@ -26,7 +25,7 @@ use outrigger_core::outcome::FailureOn;
 use outrigger_core::route::{
     GrpcMatch, HeaderMatch, Match, PathMatch, QueryMatch, RuleSet, ValueMatch,
 };
-use outrigger_core::{breaker, budget, ejection, redelivery, retry};
+use outrigger_core::{balance, breaker, budget, ejection, redelivery, retry};
 
 use crate::app::Shared;
 use crate::bulkhead;
@@ -35,8 +34,9 @@ use crate::listener::Direction;
 use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
+use crate::snapshot::endpoints;
 use crate::snapshot::features::{self, InboundLimits};
-use crate::snapshot::live::{AdminState, EndpointSpec, ServiceState, Spoken};
+use crate::snapshot::live::{EndpointSpec, Labels, Spoken};
 use crate::snapshot::mutual;
 use crate::snapshot::{
     Algorithm, Async, Backend, Mtls, Queue, Route, Secrets, Service, ServiceMetrics, Snapshot,
@@ -46,7 +46,7 @@ use crate::source::Registry;
 use crate::upstream::pool;
 
 /// The endpoint sets that go with a snapshot; put in force just before it.
-pub type EndpointSets = Vec<(Arc<ServiceState>, Spoken, Vec<EndpointSpec>)>;
+pub type EndpointSets = Vec<(Arc<Service>, Vec<EndpointSpec>)>;
 
 /// A limit that is switched off.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -69,18 +69,19 @@ pub fn compile(
             .enumerate()
             .map(|(at, name)| (name, at))
             .collect(),
+        subsets: endpoints::subsets(config),
         next_route: 0,
     };
     let mut hosts = HostTable::default();
     let mut services = Vec::with_capacity(config.services.len());
-    let mut endpoints = EndpointSets::new();
+    let mut sets = EndpointSets::new();
     for (name, spec) in &config.services {
         let service = Arc::new(compiler.service(name, spec));
         let specs = registry
             .get(&*service.name)
             .cloned()
-            .unwrap_or_else(|| static_endpoints(spec));
-        endpoints.push((Arc::clone(&service.state), service.spoken.clone(), specs));
+            .unwrap_or_else(|| endpoints::listed(spec));
+        sets.push((Arc::clone(&service), specs));
         services.push(service);
     }
     for (host, name) in config.host_index(shared.bootstrap.workload.namespace()) {
@@ -90,12 +91,8 @@ pub fn compile(
         }
     }
     let app = Arc::new(compiler.app());
-    let local = shared.bootstrap.app.map(local_endpoint);
-    endpoints.push((
-        Arc::clone(&app.state),
-        app.spoken.clone(),
-        local.into_iter().collect(),
-    ));
+    let local = shared.bootstrap.app.map(EndpointSpec::at);
+    sets.push((Arc::clone(&app), local.into_iter().collect()));
     let passthrough = compiler.passthrough().map(Arc::new);
     let snapshot = Snapshot {
         generation,
@@ -114,13 +111,14 @@ pub fn compile(
         inbound_limits: compiler.inbound_limits(),
         config: Some(Arc::clone(config)),
     };
-    (snapshot, endpoints)
+    (snapshot, sets)
 }
 
 struct Compiler<'a> {
     shared: &'a Shared,
     config: &'a MeshConfig,
     indices: HashMap<&'a NamespacedName, usize>,
+    subsets: BTreeMap<NamespacedName, Vec<Labels>>,
     next_route: u32,
 }
 
@@ -145,10 +143,6 @@ impl Compiler<'_> {
             (RuleSet::new(vec![Vec::new()]), vec![Arc::new(route)])
         };
         let ports = Ports::new(&spec.ports);
-        let prefer_zone = match *policy.load_balancer.locality {
-            Locality::PreferLocal => self.shared.bootstrap.workload.zone.is_some(),
-            Locality::Ignore => false,
-        };
         Service {
             spoken: Spoken {
                 protocol: protocol(ports.first().unwrap_or_default()),
@@ -160,8 +154,9 @@ impl Compiler<'_> {
             breaker: Some(breaker(&policy)),
             failure_on: failure_on(&policy),
             ejection: ejection(&policy),
-            algorithm: algorithm(*policy.load_balancer.algorithm),
-            prefer_zone,
+            algorithm: endpoints::algorithm(&policy.load_balancer),
+            balance: endpoints::balance(&policy.load_balancer),
+            subsets: self.subsets.get(name).cloned().unwrap_or_default(),
             limits: limits(&policy),
             max_request_body: *policy.limits.max_request_body,
             rules: set,
@@ -178,6 +173,7 @@ impl Compiler<'_> {
             Some(Backend {
                 service,
                 weight: backend.weight.unwrap_or(1),
+                labels: endpoints::asked_for(backend),
             })
         });
         let backends = backends.collect();
@@ -366,7 +362,8 @@ impl Compiler<'_> {
                 ..ejection::Params::default()
             },
             algorithm: Algorithm::RoundRobin,
-            prefer_zone: false,
+            balance: balance::Params::default(),
+            subsets: Vec::new(),
             limits: limits(policy),
             max_request_body: *policy.limits.max_request_body,
             rules: RuleSet::new(vec![Vec::new()]),
@@ -402,6 +399,7 @@ impl Compiler<'_> {
         ServiceMetrics {
             attempts: metrics.counter("outrigger_attempts_total", &[("service", name)]),
             refused: bulkhead::Refused::new(metrics, &[("service", name)]),
+            panic_picks: metrics.counter("outrigger_panic_picks_total", &[("service", name)]),
         }
     }
 }
@@ -416,38 +414,6 @@ struct Plain<'a> {
     ports: Ports,
     mtls: Mtls,
     policy: &'a ServicePolicy,
-}
-
-fn local_endpoint(addr: SocketAddr) -> EndpointSpec {
-    EndpointSpec {
-        addr,
-        zone: None,
-        weight: 100,
-        admin: AdminState::Serving,
-        identity: None,
-    }
-}
-
-fn static_endpoints(spec: &MeshService) -> Vec<EndpointSpec> {
-    let listed = spec
-        .discovery
-        .as_ref()
-        .and_then(|discovery| discovery.static_.as_deref());
-    listed
-        .unwrap_or_default()
-        .iter()
-        .map(|endpoint| EndpointSpec {
-            addr: SocketAddr::new(endpoint.address, endpoint.port),
-            zone: endpoint.zone.clone(),
-            weight: endpoint.weight.unwrap_or(100),
-            admin: match endpoint.state.unwrap_or_default() {
-                EndpointState::Serving => AdminState::Serving,
-                EndpointState::Draining => AdminState::Draining,
-                EndpointState::Disabled => AdminState::Disabled,
-            },
-            identity: mutual::identity(endpoint),
-        })
-        .collect()
 }
 
 fn connection(policy: &ServicePolicy) -> pool::Params {
@@ -513,16 +479,6 @@ fn ejection(policy: &ServicePolicy) -> ejection::Params {
         base_time: *spec.base_time,
         max_time: *spec.max_time,
         max_percent: u32::from(*spec.max_percent),
-    }
-}
-
-fn algorithm(algorithm: BalanceAlgorithm) -> Algorithm {
-    match algorithm {
-        // `check` says that ConsistentHash is not yet in effect.
-        BalanceAlgorithm::PeakEwma | BalanceAlgorithm::ConsistentHash => Algorithm::PeakEwma,
-        BalanceAlgorithm::LeastRequest => Algorithm::LeastRequest,
-        BalanceAlgorithm::RoundRobin => Algorithm::RoundRobin,
-        BalanceAlgorithm::Random => Algorithm::Random,
     }
 }
 

@@ -7,19 +7,20 @@
 //!
 //! Stands on the life of a config update.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
-use outrigger_core::balance::{EndpointLoad, ZoneGate};
+use outrigger_core::balance::{EndpointLoad, Layout, Member, Ring};
 use outrigger_core::breaker::Breaker;
 use outrigger_core::budget::RetryBudget;
 use outrigger_core::bulkhead::Bulkhead;
 use outrigger_core::ejection::{EjectionGate, EndpointHealth};
 use outrigger_core::rate::Rates;
 
+use crate::clock;
 use crate::identity::peers::Peers;
 use crate::upstream::connect::Protocol;
 
@@ -115,57 +116,93 @@ impl ServiceState {
         self.endpoints.load()
     }
 
-    /// Swaps the endpoint set; endpoints of `zone` come first. Endpoints that stay keep their
-    /// health, load and connections.
-    pub fn set_endpoints(&self, specs: &[EndpointSpec], spoken: &Spoken, zone: Option<&str>) {
-        let mut specs = specs.to_vec();
-        let is_local = |spec: &EndpointSpec| zone.is_some() && spec.zone.as_deref() == zone;
-        specs.sort_by_key(|spec| (!is_local(spec), spec.addr));
-        specs.dedup_by_key(|spec| spec.addr);
+    /// Swaps the endpoint set. Endpoints that stay keep their health, load and connections; one
+    /// that joins others, or takes requests again, warms up.
+    pub fn set_endpoints(&self, specs: &[EndpointSpec], shape: &Shape<'_>) {
+        let mut seen = HashSet::new();
+        let mut specs: Vec<EndpointSpec> = specs
+            .iter()
+            .filter(|spec| seen.insert(spec.addr))
+            .cloned()
+            .collect();
+        specs.sort_by_key(|spec| (Layout::order(&shape.member(spec)), spec.addr));
         let old = self.endpoints.load();
-        if old.spoken == *spoken && old.specs().eq(specs.iter()) {
+        if old.is_shaped(shape) && old.specs().eq(specs.iter()) {
             return;
         }
-        let local = specs.iter().filter(|spec| is_local(spec)).count();
-        let max_weight = specs.iter().map(|spec| spec.weight).max().unwrap_or(0);
-        let endpoints = specs
+        let known: HashMap<SocketAddr, &Endpoint> = old
+            .endpoints
             .iter()
-            .map(|spec| {
-                let known = old
-                    .endpoints
-                    .iter()
-                    .find(|known| known.spec.addr == spec.addr);
-                Endpoint {
-                    spec: spec.clone(),
-                    state: known.map_or_else(Arc::default, |known| Arc::clone(&known.state)),
-                }
-            })
+            .map(|endpoint| (endpoint.spec.addr, endpoint))
             .collect();
-        let gate = ZoneGate::new();
-        self.endpoints.store(Arc::new(EndpointSet {
-            endpoints,
-            spoken: spoken.clone(),
-            local,
-            max_weight,
-            gate,
-        }));
+        let now = clock::now();
+        let endpoint = |spec: EndpointSpec| {
+            let state = match known.get(&spec.addr) {
+                Some(known) => {
+                    if spec.admin == AdminState::Serving && known.spec.admin != spec.admin {
+                        known.state.health.warm_up(now);
+                    }
+                    Arc::clone(&known.state)
+                }
+                // The first ones have been there for as long as anybody can tell.
+                None if known.is_empty() => Arc::default(),
+                None => Arc::new(EndpointState {
+                    health: EndpointHealth::appeared(now),
+                    ..EndpointState::default()
+                }),
+            };
+            Endpoint { spec, state }
+        };
+        let endpoints = specs.into_iter().map(endpoint).collect();
+        let new = EndpointSet::new(endpoints, shape);
+        new.panic.store(old.panic.load(Relaxed), Relaxed);
+        self.endpoints.store(Arc::new(new));
     }
 }
+
+/// How a service wants its endpoints laid out.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape<'a> {
+    /// How they are spoken to.
+    pub spoken: &'a Spoken,
+    /// Our zone, when known.
+    pub zone: Option<&'a str>,
+    /// Whether they are picked by a key.
+    pub hashed: bool,
+    /// Which parts of them routes ask for.
+    pub subsets: &'a [Labels],
+}
+
+impl Shape<'_> {
+    fn member(&self, spec: &EndpointSpec) -> Member {
+        Member {
+            priority: spec.priority,
+            local: self.zone.is_some() && spec.zone.as_deref() == self.zone,
+            weight: spec.weight,
+        }
+    }
+}
+
+/// Labels of an endpoint, or those that a subset asks for.
+pub type Labels = Arc<BTreeMap<String, String>>;
 
 /// The endpoints of one service at one moment; immutable but for the state they share.
 #[derive(Default)]
 pub struct EndpointSet {
-    /// Those of our own zone first, then by address.
+    /// By priority, those of our own zone first, then by address.
     pub endpoints: Vec<Endpoint>,
     /// How they are spoken to. Kept with the endpoints and not with the service, so that a request
     /// that runs under the config before never speaks the old protocol to a new endpoint.
     pub spoken: Spoken,
-    /// How many are of our own zone.
-    pub local: usize,
-    /// The largest weight.
-    pub max_weight: u32,
-    /// Remembers whether enough local ones are healthy.
-    pub gate: ZoneGate,
+    /// How they lie.
+    pub layout: Layout,
+    /// Where keys lie among them, when they are picked by a key.
+    pub ring: Option<Ring>,
+    /// Whether the last pick ignored health because too few endpoints were available.
+    pub panic: AtomicBool,
+    /// The parts that routes ask for, each a set of its own over the same state.
+    subsets: Vec<(Labels, EndpointSet)>,
+    zone: Option<String>,
 }
 
 /// How the endpoints of a service are spoken to.
@@ -186,8 +223,78 @@ impl EndpointSet {
         known.filter(|_| self.spoken.mtls)
     }
 
+    fn new(endpoints: Vec<Endpoint>, shape: &Shape<'_>) -> Self {
+        let subset = |labels: &Labels| {
+            let whole = Shape {
+                subsets: &[],
+                ..*shape
+            };
+            let part = endpoints.iter().filter(|endpoint| endpoint.has(labels));
+            let part = Self::new(part.cloned().collect(), &whole);
+            (Arc::clone(labels), part)
+        };
+        let members = endpoints
+            .iter()
+            .map(|endpoint| (endpoint.spec.addr, endpoint.spec.weight));
+        Self {
+            spoken: shape.spoken.clone(),
+            layout: Layout::new(
+                endpoints
+                    .iter()
+                    .map(|endpoint| shape.member(&endpoint.spec)),
+            ),
+            ring: shape.hashed.then(|| Ring::new(members)),
+            subsets: shape.subsets.iter().map(subset).collect(),
+            panic: AtomicBool::new(false),
+            zone: shape.zone.map(str::to_owned),
+            endpoints,
+        }
+    }
+
+    fn is_shaped(&self, shape: &Shape<'_>) -> bool {
+        self.spoken == *shape.spoken
+            && self.zone.as_deref() == shape.zone
+            && self.ring.is_some() == shape.hashed
+            && self
+                .subsets
+                .iter()
+                .map(|(labels, _)| labels)
+                .eq(shape.subsets)
+    }
+
     fn specs(&self) -> impl Iterator<Item = &EndpointSpec> {
         self.endpoints.iter().map(|endpoint| &endpoint.spec)
+    }
+
+    /// Whether health is ignored in all of it or in one of its parts.
+    pub fn is_in_panic(&self) -> bool {
+        let parts = self.subsets.iter().map(|(_, part)| &part.panic);
+        std::iter::once(&self.panic)
+            .chain(parts)
+            .any(|panic| panic.load(Relaxed))
+    }
+
+    /// The endpoints that carry `labels`, made now: for a request whose config is no longer in
+    /// force.
+    pub fn cut(&self, labels: &Labels) -> Self {
+        let part = self
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.has(labels));
+        let shape = Shape {
+            spoken: &self.spoken,
+            zone: self.zone.as_deref(),
+            hashed: self.ring.is_some(),
+            subsets: &[],
+        };
+        Self::new(part.cloned().collect(), &shape)
+    }
+
+    /// The endpoints that carry `labels`; none when no route of the config in force asks for
+    /// them.
+    pub fn subset(&self, labels: &Labels) -> Option<&Self> {
+        let found = self.subsets.iter().find(|(known, _)| known == labels);
+        found.map(|(_, set)| set)
     }
 }
 
@@ -205,6 +312,12 @@ impl Endpoint {
     pub fn takes_requests(&self) -> bool {
         self.spec.admin == AdminState::Serving && self.spec.weight > 0
     }
+
+    /// Whether it carries all of these labels.
+    pub fn has(&self, labels: &Labels) -> bool {
+        let has = |(name, value)| self.spec.labels.get(name) == Some(value);
+        labels.iter().all(has)
+    }
 }
 
 /// What the registry says of an endpoint.
@@ -216,10 +329,29 @@ pub struct EndpointSpec {
     pub zone: Option<String>,
     /// Relative share of new requests; 0 takes none.
     pub weight: u32,
+    /// Its failover tier; the lowest takes the requests.
+    pub priority: u32,
+    /// What subsets choose by.
+    pub labels: Labels,
     /// Whether it takes new requests.
     pub admin: AdminState,
     /// Who is there, where that differs from the service's identities.
     pub identity: Option<Arc<Peers>>,
+}
+
+impl EndpointSpec {
+    /// An endpoint of which only the address is known.
+    pub fn at(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            zone: None,
+            weight: 100,
+            priority: 0,
+            labels: Labels::default(),
+            admin: AdminState::Serving,
+            identity: None,
+        }
+    }
 }
 
 /// The registry's word on an endpoint.
@@ -229,6 +361,8 @@ pub enum AdminState {
     Serving,
     /// Finishes what it has.
     Draining,
+    /// Missed its heartbeats: like a draining one it is asked only when nothing else is left.
+    Unhealthy,
     /// Takes none.
     Disabled,
 }
@@ -239,6 +373,7 @@ impl AdminState {
         match self {
             Self::Serving => "Serving",
             Self::Draining => "Draining",
+            Self::Unhealthy => "Unhealthy",
             Self::Disabled => "Disabled",
         }
     }
@@ -260,14 +395,21 @@ mod tests {
     use super::*;
 
     fn spec(port: u16) -> EndpointSpec {
-        EndpointSpec {
-            addr: ([127, 0, 0, 1], port).into(),
-            zone: None,
-            weight: 100,
-            admin: AdminState::Serving,
-            identity: None,
-        }
+        EndpointSpec::at(([127, 0, 0, 1], port).into())
     }
+
+    const SPOKEN: Spoken = Spoken {
+        protocol: Protocol::Http1,
+        mtls: false,
+        peers: None,
+    };
+
+    const PLAIN: Shape<'_> = Shape {
+        spoken: &SPOKEN,
+        zone: None,
+        hashed: false,
+        subsets: &[],
+    };
 
     #[test]
     fn state_survives_while_somebody_holds_it_and_no_longer() {
@@ -281,11 +423,70 @@ mod tests {
     #[test]
     fn endpoints_that_stay_keep_their_state() {
         let service = ServiceState::new("shop/orders");
-        service.set_endpoints(&[spec(1), spec(2)], &Spoken::default(), None);
+        service.set_endpoints(&[spec(1), spec(2)], &PLAIN);
         let before = Arc::clone(&service.endpoints().endpoints[1].state);
-        service.set_endpoints(&[spec(2), spec(3)], &Spoken::default(), None);
+        service.set_endpoints(&[spec(2), spec(3)], &PLAIN);
         let after = service.endpoints();
         assert!(Arc::ptr_eq(&before, &after.endpoints[0].state));
         assert_eq!(after.endpoints.len(), 2);
+    }
+
+    #[test]
+    fn what_joins_others_warms_up_and_the_first_ones_do_not() {
+        let service = ServiceState::new("shop/orders");
+        let warms_up = |index: usize| {
+            let set = service.endpoints();
+            set.endpoints[index].state.health.warm_from().is_some()
+        };
+        service.set_endpoints(&[spec(1)], &PLAIN);
+        assert!(!warms_up(0));
+        service.set_endpoints(&[spec(1), spec(2)], &PLAIN);
+        assert!(!warms_up(0) && warms_up(1));
+        let draining = EndpointSpec {
+            admin: AdminState::Draining,
+            ..spec(1)
+        };
+        service.set_endpoints(&[draining, spec(2)], &PLAIN);
+        assert!(!warms_up(0));
+        service.set_endpoints(&[spec(1), spec(2)], &PLAIN);
+        assert!(warms_up(0), "it takes requests again");
+    }
+
+    #[test]
+    fn a_subset_is_what_carries_its_labels_and_shares_its_state() {
+        let labels = |pairs: &[(&str, &str)]| -> Labels {
+            let pairs = pairs.iter();
+            Arc::new(
+                pairs
+                    .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                    .collect(),
+            )
+        };
+        let labelled = |port, pairs: &[(&str, &str)]| EndpointSpec {
+            labels: labels(pairs),
+            ..spec(port)
+        };
+        let service = ServiceState::new("shop/orders");
+        let asked = [labels(&[("version", "2")])];
+        let shape = Shape {
+            subsets: &asked,
+            ..PLAIN
+        };
+        let specs = [
+            labelled(1, &[("version", "1")]),
+            labelled(2, &[("version", "2"), ("tier", "gold")]),
+            labelled(3, &[]),
+        ];
+        service.set_endpoints(&specs, &shape);
+        let set = service.endpoints();
+        let subset = set.subset(&asked[0]).unwrap();
+        assert_eq!(subset.endpoints.len(), 1);
+        assert!(Arc::ptr_eq(
+            &subset.endpoints[0].state,
+            &set.endpoints[1].state
+        ));
+        assert!(set.subset(&labels(&[("version", "3")])).is_none());
+        service.set_endpoints(&specs, &PLAIN);
+        assert!(service.endpoints().subset(&asked[0]).is_none());
     }
 }

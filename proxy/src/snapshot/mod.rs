@@ -5,7 +5,9 @@
 //! name while a request runs.
 
 pub mod addresses;
+pub mod affinity;
 pub mod compile;
+mod endpoints;
 pub mod features;
 pub mod live;
 mod mutual;
@@ -26,8 +28,11 @@ use crate::bulkhead;
 use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
+use crate::snapshot::affinity::Affinity;
 use crate::snapshot::features::{Features, InboundLimits};
-use crate::snapshot::live::{AdminState, EndpointSet, RouteState, ServiceState, Spoken};
+use crate::snapshot::live::{
+    AdminState, EndpointSet, EndpointSpec, Labels, RouteState, ServiceState, Shape, Spoken,
+};
 use crate::telemetry::metrics::Histogram;
 use crate::upstream::pool;
 
@@ -138,8 +143,10 @@ pub struct Service {
     pub ejection: ejection::Params,
     /// How an endpoint is picked.
     pub algorithm: Algorithm,
-    /// Whether endpoints of our own zone come first.
-    pub prefer_zone: bool,
+    /// The other settings of the balancer.
+    pub balance: balance::Params,
+    /// Which parts of its endpoints routes ask for.
+    pub subsets: Vec<Labels>,
     /// The bulkhead: requests in flight and waiting.
     pub limits: bulkhead::Limits,
     /// Bytes of a request's body at most; none is unlimited.
@@ -167,12 +174,20 @@ impl Service {
         }
     }
 
-    /// The endpoints as the balancer looks at them.
-    pub fn candidates<'a>(&self, set: &'a EndpointSet) -> Candidates<'a> {
-        Candidates {
-            set,
-            prefer_zone: self.prefer_zone,
-        }
+    /// Whether its endpoints are picked by a key.
+    pub fn is_hashed(&self) -> bool {
+        matches!(self.algorithm, Algorithm::ConsistentHash(_))
+    }
+
+    /// Swaps its endpoint set.
+    pub fn set_endpoints(&self, specs: &[EndpointSpec], zone: Option<&str>) {
+        let shape = Shape {
+            spoken: &self.spoken,
+            zone,
+            hashed: self.is_hashed(),
+            subsets: &self.subsets,
+        };
+        self.state.set_endpoints(specs, &shape);
     }
 
     /// The breaker's parameters for the endpoints there are now; none without a breaker.
@@ -183,7 +198,7 @@ impl Service {
 }
 
 /// `loadBalancer.algorithm`, without its state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Algorithm {
     /// Two random choices, the one with less expected latency.
     PeakEwma,
@@ -193,54 +208,59 @@ pub enum Algorithm {
     RoundRobin,
     /// At random.
     Random,
+    /// The same key to the same endpoint.
+    ConsistentHash(Box<Affinity>),
 }
 
 impl Algorithm {
-    /// The algorithm together with the service's state for it.
-    pub fn with<'a>(self, state: &'a ServiceState) -> balance::Algorithm<'a> {
+    /// The algorithm together with the service's state for it, for a request whose key has this
+    /// hash; one without a key goes by latency.
+    pub fn with<'a>(
+        &self,
+        service: &'a ServiceState,
+        set: &'a EndpointSet,
+        key: Option<u64>,
+    ) -> balance::Algorithm<'a> {
         match self {
             Self::PeakEwma => balance::Algorithm::PeakEwma,
             Self::LeastRequest => balance::Algorithm::LeastRequest,
-            Self::RoundRobin => balance::Algorithm::RoundRobin(&state.cursor),
+            Self::RoundRobin => balance::Algorithm::RoundRobin(&service.cursor),
             Self::Random => balance::Algorithm::Random,
+            Self::ConsistentHash(affinity) => match (&set.ring, key) {
+                (Some(ring), Some(key)) => balance::Algorithm::ConsistentHash(balance::Hashed {
+                    ring,
+                    key,
+                    bound: affinity.max_load_percent.map(|percent| balance::Bound {
+                        percent,
+                        in_flight: service.bulkhead.current(),
+                    }),
+                }),
+                _ => balance::Algorithm::PeakEwma,
+            },
         }
     }
 }
 
 /// An endpoint set seen by the balancer.
-pub struct Candidates<'a> {
-    set: &'a EndpointSet,
-    prefer_zone: bool,
-}
+pub struct Candidates<'a>(pub &'a EndpointSet);
 
 impl balance::Endpoints for Candidates<'_> {
-    fn count(&self) -> usize {
-        self.set.endpoints.len()
+    fn layout(&self) -> &balance::Layout {
+        &self.0.layout
     }
 
     fn candidate(&self, index: usize) -> balance::Candidate<'_> {
-        let endpoint = &self.set.endpoints[index];
+        let endpoint = &self.0.endpoints[index];
         balance::Candidate {
             load: &endpoint.state.load,
             health: &endpoint.state.health,
             serving: match endpoint.spec.admin {
                 AdminState::Serving => balance::Serving::Serving,
-                AdminState::Draining => balance::Serving::Draining,
+                AdminState::Draining | AdminState::Unhealthy => balance::Serving::Draining,
                 AdminState::Disabled => balance::Serving::Disabled,
             },
             weight: endpoint.spec.weight,
         }
-    }
-
-    fn max_weight(&self) -> u32 {
-        self.set.max_weight
-    }
-
-    fn local_zone(&self) -> Option<balance::LocalZone<'_>> {
-        self.prefer_zone.then_some(balance::LocalZone {
-            count: self.set.local,
-            gate: &self.set.gate,
-        })
     }
 }
 
@@ -267,6 +287,8 @@ pub struct ServiceMetrics {
     pub attempts: metrics::Counter,
     /// Requests refused by its `limits`.
     pub refused: bulkhead::Refused,
+    /// Endpoints picked whatever their health.
+    pub panic_picks: metrics::Counter,
 }
 
 /// One rule with its effective values.
@@ -300,12 +322,14 @@ pub struct Route {
 }
 
 /// A weighted service of a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
     /// Index into [`Snapshot::services`].
     pub service: usize,
     /// Its share.
     pub weight: u32,
+    /// Only those of its endpoints that carry these labels; none is all.
+    pub labels: Option<Labels>,
 }
 
 /// Time limits of a route; none is unlimited.

@@ -115,9 +115,7 @@ impl Applier {
         let snapshot = self.shared.store.load();
         for service in &snapshot.services {
             if let Some(specs) = registry.get(&*service.name) {
-                service
-                    .state
-                    .set_endpoints(specs, &service.spoken, self.shared.zone());
+                service.set_endpoints(specs, self.shared.zone());
             }
         }
         snapshot.index_endpoints();
@@ -135,8 +133,8 @@ impl Applier {
             registry,
         );
         // Endpoints first: a service must not be found before it has them.
-        for (state, spoken, specs) in endpoints {
-            state.set_endpoints(&specs, &spoken, shared.zone());
+        for (service, specs) in endpoints {
+            service.set_endpoints(&specs, shared.zone());
         }
         snapshot.index_endpoints();
         shared.queues.ensure_open(&snapshot);

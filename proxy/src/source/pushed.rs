@@ -116,10 +116,12 @@ fn specs(endpoints: &Endpoints) -> Vec<EndpointSpec> {
             addr: SocketAddr::new(ip, port),
             zone: (!endpoint.zone.is_empty()).then(|| endpoint.zone.clone()),
             weight: endpoint.weight,
+            priority: endpoint.priority,
+            labels: Arc::new(endpoint.labels.clone()),
             admin: match endpoint.state() {
                 EndpointState::Serving => AdminState::Serving,
-                // Like a draining one it takes requests only when nothing else is left.
-                EndpointState::Draining | EndpointState::Unhealthy => AdminState::Draining,
+                EndpointState::Draining => AdminState::Draining,
+                EndpointState::Unhealthy => AdminState::Unhealthy,
                 EndpointState::Disabled => AdminState::Disabled,
             },
             identity: SpiffeId::parse(&endpoint.identity).and_then(Peers::one),

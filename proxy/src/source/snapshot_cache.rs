@@ -232,6 +232,8 @@ struct EndpointForm {
     state: i32,
     labels: BTreeMap<String, String>,
     identity: String,
+    #[serde(default)]
+    priority: u32,
 }
 
 impl From<&LastGood> for FileForm {
@@ -306,6 +308,7 @@ impl From<Endpoint> for EndpointForm {
             state,
             labels,
             identity,
+            priority,
         } = endpoint;
         Self {
             id,
@@ -316,6 +319,7 @@ impl From<Endpoint> for EndpointForm {
             state,
             labels,
             identity,
+            priority,
         }
     }
 }
@@ -331,6 +335,7 @@ impl From<EndpointForm> for Endpoint {
             state,
             labels,
             identity,
+            priority,
         } = form;
         Self {
             id,
@@ -341,6 +346,7 @@ impl From<EndpointForm> for Endpoint {
             state,
             labels,
             identity,
+            priority,
         }
     }
 }

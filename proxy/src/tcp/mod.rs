@@ -27,7 +27,7 @@ use outrigger_core::outcome::Observed;
 use tracing::debug;
 
 use crate::clock;
-use crate::destination::{self, Onward};
+use crate::destination::{self, Onward, Wish};
 use crate::error::chain;
 use crate::http::context::Connection;
 use crate::identity::svid::MESH_TCP;
@@ -171,8 +171,11 @@ async fn connect(
     let mut refused = Refused::new(ErrorCode::NoEndpoints, "no endpoint takes connections");
     let mut tried: Vec<SocketAddr> = Vec::new();
     while tried.len() < TRIES {
-        let fixed = onward.fixed.as_ref();
-        let Some(mut endpoint) = destination::pick(worker, service, fixed, &tried, clock::now())
+        let wish = Wish {
+            fixed: onward.fixed.as_ref(),
+            ..Wish::default()
+        };
+        let Some(mut endpoint) = destination::pick(worker, service, wish, &tried, clock::now())
         else {
             break;
         };

@@ -55,6 +55,16 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Endpoints known for a service, by state.",
     ),
     (
+        "outrigger_balancer_panic",
+        Kind::Gauge,
+        "1 while too few endpoints of a service are available and health is ignored.",
+    ),
+    (
+        "outrigger_panic_picks_total",
+        Kind::Counter,
+        "Endpoints picked whatever their health, because too few were available.",
+    ),
+    (
         "outrigger_in_flight",
         Kind::Gauge,
         "Requests in flight to a service.",

@@ -1,5 +1,6 @@
 //! The life of a request through one real sidecar, or two.
 
+mod balancing;
 mod breaker;
 mod bulkhead;
 mod deadlines;

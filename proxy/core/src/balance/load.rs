@@ -99,10 +99,11 @@ impl EndpointLoad {
         }
     }
 
-    /// What one more request here would cost, in nanoseconds of waiting: latency times requests.
+    /// What one more request here would cost, in nanoseconds of waiting: latency times requests,
+    /// of which each counts `relief` (1 for the heaviest endpoint, 2 for one of half its weight).
     /// An endpoint that never answered costs nothing until it is tried, and much until it answers.
-    pub(super) fn cost(&self, now: Mono) -> f64 {
-        let in_flight = f64::from(self.in_flight());
+    pub(super) fn cost(&self, now: Mono, relief: f64) -> f64 {
+        let in_flight = f64::from(self.in_flight()) * relief;
         match self.latency.load(Relaxed) {
             0 => in_flight * UNKNOWN_NANOS,
             nanos => {
@@ -162,21 +163,21 @@ mod tests {
             millis(&broken)
         };
         assert_eq!([fail(), fail(), fail()], [100, 200, 400]);
-        assert!(broken.cost(at(0)) > healthy.cost(at(0)));
+        assert!(broken.cost(at(0), 1.0) > healthy.cost(at(0), 1.0));
         (0..10).for_each(|_| assert!(fail() <= 10_000));
     }
 
     #[test]
     fn cost_grows_with_requests_in_flight_and_fades_when_idle() {
         let load = EndpointLoad::new();
-        assert_eq!(load.cost(at(0)), 0.0);
+        assert_eq!(load.cost(at(0), 1.0), 0.0);
         load.start(at(0));
-        assert_eq!(load.cost(at(0)), UNKNOWN_NANOS);
+        assert_eq!(load.cost(at(0), 1.0), UNKNOWN_NANOS);
         load.finish(at(0), Some(Duration::from_millis(10)));
-        let idle = load.cost(at(0));
+        let idle = load.cost(at(0), 1.0);
         load.start(at(0));
-        assert_eq!(load.cost(at(0)), idle * 2.0);
-        assert!(load.cost(at(30_000)) < idle);
+        assert_eq!(load.cost(at(0), 1.0), idle * 2.0);
+        assert!(load.cost(at(30_000), 1.0) < idle);
         load.finish(at(0), None);
         assert_eq!(millis(&load), 10, "no sample, no change");
         assert_eq!(load.in_flight(), 0);
