@@ -345,7 +345,7 @@ impl Call {
         let mut fields = std::mem::take(&mut self.parts.headers);
         headers::strip_hop_by_hop(&mut fields);
         headers::strip_outrigger(&mut fields, self.strip_policy());
-        // hyper answers 100-continue when the body is first read.
+        // 100 is answered where the body is read.
         fields.remove(EXPECT);
         // Our own application is trusted; on the other side a peer without identity is not.
         let trusted = self.direction == Direction::Outbound || self.caller.is_some();

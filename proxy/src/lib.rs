@@ -2,7 +2,7 @@
 //! breakers and balancing, and turns designated calls into durable messages.
 //!
 //! Three straight paths, each through named files:
-//! * a request: `listener` → `http1::server` or `http::http2` → [`forward`] → [`attempt`] → `upstream` → `http::body`
+//! * a request: `listener` → `http1::server` or `http2::server` → [`forward`] → [`attempt`] → `upstream` → `http::body`
 //! * a message: [`forward`] → `queueing::accept` → `outrigger-queue` → `queueing::dispatch` →
 //!   [`forward`]
 //! * a config update: `source` → `outrigger-config` → `snapshot::compile` → one atomic store
@@ -25,6 +25,7 @@ pub mod features;
 pub mod forward;
 pub mod http;
 pub mod http1;
+pub mod http2;
 pub mod identity;
 pub mod intercept;
 pub mod io;

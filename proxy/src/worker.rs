@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use metrics::Counter;
 
 use crate::app::Shared;
@@ -40,6 +41,7 @@ pub struct Worker {
     counters: RefCell<Counters>,
     log: RefCell<Vec<u8>>,
     date: Cell<[u8; 29]>,
+    date_value: RefCell<HeaderValue>,
     requests: Cell<u64>,
 }
 
@@ -59,6 +61,7 @@ impl Worker {
             max_header_bytes: shared.wire.max_header_bytes,
         };
         let snapshot = arc_swap::Cache::new(shared.store.cell());
+        let date = clock::http_date();
         Rc::new(Self {
             pools: Pools::new(wheel.clone(), limits),
             wheel,
@@ -67,7 +70,8 @@ impl Worker {
             snapshot: RefCell::new(snapshot),
             counters: RefCell::default(),
             log: RefCell::default(),
-            date: Cell::new(clock::http_date()),
+            date: Cell::new(date),
+            date_value: RefCell::new(date_value(&date)),
             requests: Cell::new(0),
             shared,
         })
@@ -113,6 +117,11 @@ impl Worker {
         self.date.get()
     }
 
+    /// The same as the value of a field.
+    pub fn date_value(&self) -> HeaderValue {
+        self.date_value.borrow().clone()
+    }
+
     /// Appends one line to the access log.
     pub fn log_line(&self, write: impl FnOnce(&mut Vec<u8>)) {
         let mut buffer = self.log.borrow_mut();
@@ -137,8 +146,14 @@ impl Worker {
         loop {
             ticks.tick().await;
             self.pools.sweep(self.shared.identity.generation());
-            self.date.set(clock::http_date());
+            let date = clock::http_date();
+            self.date.set(date);
+            *self.date_value.borrow_mut() = date_value(&date);
             self.flush_log();
         }
     }
+}
+
+fn date_value(date: &[u8; 29]) -> HeaderValue {
+    HeaderValue::from_bytes(date).expect("a date is visible ASCII")
 }

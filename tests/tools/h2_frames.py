@@ -861,6 +861,39 @@ def trailers():
     return connection.outcome()
 
 
+@case("100, then 200")
+def expectation_is_met_when_the_body_is_wanted():
+    connection = Connection()
+    extra = [("expect", "100-continue"), ("content-length", "5")]
+    connection.send(connection.request("/served/expect", extra, end=False, method="POST"))
+    first = connection.outcome()
+    body = DataFrame(1, b"hello")
+    body.flags.add("END_STREAM")
+    connection.send(body)
+    return f"{first}, then {connection.outcome()}"
+
+
+@case("404 no_route")
+def expectation_of_a_refused_request_is_not_met():
+    extra = [("expect", "100-continue"), ("content-length", "5")]
+    return ask("/never", *extra, end=False, method="POST", authority="nobody")
+
+
+@case("404 no_route, 0 bytes")
+def answer_of_ours_to_head_has_no_content():
+    connection = Connection()
+    connection.send(connection.request("/never", method="HEAD", authority="nobody"))
+    outcome = connection.outcome()
+    # Whatever followed the end of the stream would come before this answer.
+    connection.send(connection.request("/served/next", stream=3))
+    size = 0
+    while True:
+        frame = connection.frame()
+        size += len(frame.data) if isinstance(frame, DataFrame) and frame.stream_id == 1 else 0
+        if frame.stream_id == 3:
+            return f"{outcome}, {size} bytes"
+
+
 def main():
     only = sys.argv[3:]
     failed = 0

@@ -19,7 +19,7 @@ use outrigger_core::time::Mono;
 
 use crate::clock;
 use crate::deadline::{Cut, Limits};
-use crate::http::incoming::{Incoming, PeerError, Uploading};
+use crate::http::incoming::{Incoming, PeerError};
 use crate::http::observe::{Ending, Observation};
 use crate::http::respond;
 use crate::http::tunnel::Tunnel;
@@ -461,15 +461,6 @@ impl ResponseBody {
         }
     }
 
-    /// What [`ResponseBody::poll_upload`] would move on, for who cannot reach the body.
-    pub fn uploading(&self) -> Option<Uploading> {
-        match &self.inner {
-            Inner::Upstream(body) => body.incoming.uploading(),
-            Inner::Layered(layer) => layer.inner().uploading(),
-            Inner::Full(_) | Inner::Grpc { .. } | Inner::Tunnel(_) => None,
-        }
-    }
-
     /// Collects at most `cap` bytes: the data, the trailers and whether the cap cut it short.
     ///
     /// # Errors
@@ -600,7 +591,7 @@ impl UpstreamBody {
             cut: false,
         };
         if body.peeked.is_none() && body.incoming.is_end_stream() {
-            // hyper does not poll a body that has nothing to give: it ends here.
+            // Nobody polls a body that has nothing to give: it ends here.
             body.finish_at(Ending::Complete, last);
         } else if body.peeked.as_ref().is_some_and(Frame::is_trailers) {
             body.note_trailers();

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use outrigger_core::headers::{StripPolicy, strip_outrigger};
 
-use crate::http1::client::{self, ResponseStream};
+use crate::http1::client::ResponseStream;
 use crate::http1::server::RequestStream;
 use crate::http1::wire::WireError;
+use crate::http2::request;
 use crate::upstream::http2;
 
 /// Why a peer's message did not come whole.
@@ -18,12 +19,9 @@ pub enum PeerError {
     /// Over HTTP/1.1.
     #[error(transparent)]
     Http1(#[from] WireError),
-    /// A caller, over HTTP/2.
+    /// Over HTTP/2.
     #[error(transparent)]
-    Http2(#[from] hyper::Error),
-    /// An upstream, over HTTP/2.
-    #[error(transparent)]
-    H2(#[from] h2::Error),
+    Http2(#[from] h2::Error),
     /// The body of the request broke off while it was sent on.
     #[error("the request body broke off")]
     RequestBroken,
@@ -37,24 +35,11 @@ impl PeerError {
     pub fn is_malformed(&self) -> bool {
         match self {
             Self::Http1(error) => error.is_malformed(),
-            Self::Http2(error) => is_malformed_http2(error),
             // It was us who ended the stream or connection, for what the peer had sent.
-            Self::H2(error) => error.is_library() && error.reason().is_some(),
+            Self::Http2(error) => error.is_library() && error.reason().is_some(),
             Self::RequestBroken | Self::TooLarge => false,
         }
     }
-}
-
-/// Whether it was us who ended a stream or a connection for what the peer had sent.
-fn is_malformed_http2(error: &hyper::Error) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = source {
-        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
-            return h2.is_library() && h2.reason().is_some();
-        }
-        source = cause.source();
-    }
-    error.is_parse()
 }
 
 /// The body of a peer's message.
@@ -64,7 +49,7 @@ pub enum Incoming {
     /// A response over HTTP/1.1.
     Http1Response(ResponseStream),
     /// A request over HTTP/2.
-    Http2(hyper::body::Incoming),
+    Http2Request(request::RequestStream),
     /// A response over HTTP/2.
     Http2Response(http2::ResponseStream),
 }
@@ -75,35 +60,7 @@ impl Incoming {
         match self {
             Self::Http1Response(stream) => stream.poll_upload(cx),
             Self::Http2Response(stream) => stream.poll_upload(cx),
-            Self::Http1Request(_) | Self::Http2(_) => {}
-        }
-    }
-
-    /// What [`Incoming::poll_upload`] would move on, if there is any.
-    pub fn uploading(&self) -> Option<Uploading> {
-        match self {
-            Self::Http1Response(stream) => stream.uploading().map(Uploading::Http1),
-            Self::Http2Response(stream) => stream.uploading().map(Uploading::Http2),
-            Self::Http1Request(_) | Self::Http2(_) => None,
-        }
-    }
-}
-
-/// A request body that is still going up beside its response.
-pub enum Uploading {
-    /// Over HTTP/1.1.
-    Http1(client::Uploading),
-    /// Over HTTP/2.
-    Http2(http2::Uploading),
-}
-
-impl Uploading {
-    /// Moves the body on; ready when there is nothing more to do. To be polled by the task that
-    /// polls the response: a socket knows one task only.
-    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self {
-            Self::Http1(upload) => upload.poll(cx),
-            Self::Http2(upload) => upload.poll(cx),
+            Self::Http1Request(_) | Self::Http2Request(_) => {}
         }
     }
 }
@@ -120,7 +77,7 @@ impl Body for Incoming {
             Self::Http1Request(stream) => stream.poll_frame(cx),
             Self::Http2Response(stream) => stream.poll_frame(cx),
             Self::Http1Response(stream) => stream.poll_frame(cx),
-            Self::Http2(body) => Pin::new(body)
+            Self::Http2Request(stream) => stream
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(PeerError::from))),
         };
@@ -138,7 +95,7 @@ impl Body for Incoming {
             Self::Http1Request(stream) => stream.is_end_stream(),
             Self::Http1Response(stream) => stream.is_end_stream(),
             Self::Http2Response(stream) => stream.is_end_stream(),
-            Self::Http2(body) => body.is_end_stream(),
+            Self::Http2Request(stream) => stream.is_end_stream(),
         }
     }
 
@@ -147,7 +104,7 @@ impl Body for Incoming {
             Self::Http1Request(stream) => stream.size_hint(),
             Self::Http1Response(stream) => stream.size_hint(),
             Self::Http2Response(stream) => stream.size_hint(),
-            Self::Http2(body) => body.size_hint(),
+            Self::Http2Request(stream) => stream.size_hint(),
         }
     }
 }

@@ -30,7 +30,7 @@ impl Switch {
 
     /// Turns an extended CONNECT into the GET that it stands for; none if it is no such request.
     pub fn of_http2(head: &mut request::Parts, key: [u8; 16]) -> Option<Self> {
-        let protocol = head.extensions.remove::<hyper::ext::Protocol>()?;
+        let protocol = head.extensions.remove::<h2::ext::Protocol>()?;
         let token = HeaderValue::from_str(protocol.as_str()).ok()?;
         head.method = Method::GET;
         if protocol.as_str() == "websocket" {

@@ -8,7 +8,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -364,33 +364,6 @@ impl ResponseStream {
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
         if let Some(connection) = &self.connection {
             connection.inner.borrow_mut().poll_beside(cx);
-        }
-    }
-
-    /// The request body that is still going up, for a task that polls the response only when
-    /// there is room for more of it.
-    pub fn uploading(&self) -> Option<Uploading> {
-        let connection = self.connection.as_ref()?;
-        let going = matches!(connection.inner.borrow().upload, Upload::Going(_));
-        going.then(|| Uploading(Rc::downgrade(connection)))
-    }
-}
-
-/// See [`ResponseStream::uploading`].
-pub struct Uploading(Weak<Connection>);
-
-impl Uploading {
-    /// Moves the body on; ready when there is nothing more to do. To be polled by the task that
-    /// polls the response: a socket knows one task only.
-    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(connection) = self.0.upgrade() else {
-            return Poll::Ready(());
-        };
-        let inner = &mut *connection.inner.borrow_mut();
-        inner.poll_beside(cx);
-        match inner.upload {
-            Upload::Going(_) => Poll::Pending,
-            Upload::Done | Upload::Broken => Poll::Ready(()),
         }
     }
 }

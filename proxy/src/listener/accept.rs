@@ -15,8 +15,8 @@ use crate::clock;
 use crate::destination;
 use crate::drain::{Drain, Phase};
 use crate::http::context::Connection;
-use crate::http::http2;
 use crate::http1;
+use crate::http2;
 use crate::io::Io;
 use crate::listener::detect::Detected;
 use crate::listener::orig_dst::Refusal;
@@ -118,7 +118,9 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, dir
     };
     match told {
         // Boxed like the others: the task of an idle HTTP/1.1 connection is as small as it can be.
-        Detected::Http2 => Box::pin(http2::serve(worker, Io::Plain(stream), connection)).await,
+        Detected::Http2 => {
+            Box::pin(http2::server::serve(worker, Io::Plain(stream), connection)).await;
+        }
         // What is declared wins: whatever else it is, it is answered as broken HTTP.
         Detected::Http1 | Detected::Tls(_) | Detected::Opaque
             if declared.is_some() || told == Detected::Http1 =>
@@ -139,7 +141,7 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, dir
 /// Serves what a verified peer carries within TLS.
 async fn secure(worker: Rc<Worker>, io: Io, carried: Carried, connection: Rc<Connection>) {
     match carried {
-        Carried::Http2 => Box::pin(http2::serve(worker, io, connection)).await,
+        Carried::Http2 => Box::pin(http2::server::serve(worker, io, connection)).await,
         Carried::Http1 => http1::server::serve(worker, io, connection).await,
         Carried::Tcp => Box::pin(tcp::serve(&worker, io, &connection, None)).await,
     }

@@ -9,7 +9,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -179,12 +179,12 @@ impl Connection {
                 // Nothing of it was even queued.
                 Err(error) => return Err(SendError::Unsent(Box::new(body), error.into())),
             };
-            let upload = (!ended).then(|| Rc::new(RefCell::new(Some(Upload::new(stream, body)))));
+            let mut upload = (!ended).then(|| Upload::new(stream, body));
             let answered =
-                std::future::poll_fn(|cx| poll_head(cx, &mut response, upload.as_deref())).await;
+                std::future::poll_fn(|cx| poll_head(cx, &mut response, &mut upload)).await;
             let (head, recv) = answered
                 .map_err(|error| match error {
-                    PeerError::H2(error) if refused(&error) => SendError::Refused(error.into()),
+                    PeerError::Http2(error) if refused(&error) => SendError::Refused(error.into()),
                     error => SendError::Failed(error),
                 })?
                 .into_parts();
@@ -194,6 +194,8 @@ impl Connection {
                 let length = head.headers.get(CONTENT_LENGTH);
                 length.and_then(|length| length.to_str().ok()?.parse().ok())
             };
+            // Rare: the answer came before the request's end.
+            let upload = upload.map(Box::new);
             let stream = ResponseStream { recv, upload, left };
             Ok(Response::from_parts(head, Incoming::Http2Response(stream)))
         }
@@ -212,34 +214,26 @@ impl Drop for Stream {
 fn poll_head(
     cx: &mut Context<'_>,
     response: &mut ResponseFuture,
-    upload: Option<&RefCell<Option<Upload>>>,
+    upload: &mut Option<Upload>,
 ) -> Poll<Result<Response<RecvStream>, PeerError>> {
     // Even a peer that takes no more of the request may have answered it.
     if let Poll::Ready(answered) = Pin::new(&mut *response).poll(cx) {
         return Poll::Ready(answered.map_err(PeerError::from));
     }
-    let Some(upload) = upload else {
+    let Some(going) = upload else {
         return Poll::Pending;
     };
-    match poll_upload(cx, upload) {
-        Poll::Ready(Err(Broken)) => Poll::Ready(Err(PeerError::RequestBroken)),
-        // What was sent just now may have been the end of the stream.
-        Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+    // What was sent just now may have been the end of the stream.
+    let moved = ready!(going.poll(cx));
+    *upload = None;
+    match moved {
+        Ok(()) => Poll::Pending,
+        Err(Broken) => Poll::Ready(Err(PeerError::RequestBroken)),
     }
 }
 
 /// The request's body broke off.
 struct Broken;
-
-fn poll_upload(cx: &mut Context<'_>, upload: &RefCell<Option<Upload>>) -> Poll<Result<(), Broken>> {
-    let mut upload = upload.borrow_mut();
-    let Some(going) = &mut *upload else {
-        return Poll::Ready(Ok(()));
-    };
-    let moved = ready!(going.poll(cx));
-    *upload = None;
-    Poll::Ready(moved)
-}
 
 /// A request body on its way out.
 struct Upload {
@@ -336,7 +330,7 @@ fn refused(error: &h2::Error) -> bool {
 pub struct ResponseStream {
     recv: RecvStream,
     /// What is left to send of the request.
-    upload: Option<Rc<RefCell<Option<Upload>>>>,
+    upload: Option<Box<Upload>>,
     left: Option<u64>,
 }
 
@@ -384,32 +378,11 @@ impl ResponseStream {
 
     /// Moves a request body on while the response waits for its reader.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
-        if let Some(upload) = &self.upload
-            && poll_upload(cx, upload).is_ready()
+        if let Some(upload) = &mut self.upload
+            && upload.poll(cx).is_ready()
         {
             // What became of it shows in the response, or does not matter any more.
             self.upload = None;
-        }
-    }
-
-    /// The request body that is still going up, for a task that polls the response only when
-    /// there is room for more of it.
-    pub fn uploading(&self) -> Option<Uploading> {
-        self.upload
-            .as_ref()
-            .map(|upload| Uploading(Rc::downgrade(upload)))
-    }
-}
-
-/// See [`ResponseStream::uploading`].
-pub struct Uploading(Weak<RefCell<Option<Upload>>>);
-
-impl Uploading {
-    /// Moves the body on; ready when there is nothing more to do.
-    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.0.upgrade() {
-            Some(upload) => poll_upload(cx, &upload).map(|_| ()),
-            None => Poll::Ready(()),
         }
     }
 }
