@@ -59,6 +59,8 @@ pub struct ProxyBootstrap {
     pub tracing: Option<TracingSpec>,
     /// Limits of the wire protocols.
     pub wire: Option<WireSpec>,
+    /// What the whole sidecar may use before it sheds requests.
+    pub overload: Option<OverloadSpec>,
 }
 
 impl ProxyBootstrap {
@@ -323,6 +325,31 @@ pub enum Underscores {
     Refuse,
 }
 
+/// What the whole sidecar may use before it sheds requests with `overloaded`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OverloadSpec {
+    /// Requests at a time, inbound and outbound together; 0 is unlimited. Default 0.
+    pub max_requests: Option<u32>,
+    /// Resident memory; 0 is unlimited. Default: 90 % of the limit of its control group (the
+    /// container's), where there is one.
+    pub max_memory: Option<ByteSize>,
+    /// Memory for bodies that are kept to be sent again; beyond it requests are not retried.
+    /// Default 64MiB.
+    pub max_replay_memory: Option<ByteSize>,
+}
+
+/// [`OverloadSpec`] with its defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overload {
+    /// Requests at a time; none is unlimited.
+    pub max_requests: Option<u32>,
+    /// Resident memory in bytes; none is the control group's limit, `Some(None)` unlimited.
+    pub max_memory: Option<Option<u64>>,
+    /// Bytes of bodies that are kept to be sent again.
+    pub max_replay_memory: u64,
+}
+
 /// The limits of the wire protocols with their defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wire {
@@ -378,6 +405,19 @@ impl ProxyBootstrap {
                 .map_or(Some(std::time::Duration::from_secs(3600)), Dur::enabled),
             path_normalization: spec.path_normalization.unwrap_or_default(),
             underscores: spec.underscores.unwrap_or_default(),
+        }
+    }
+}
+
+impl ProxyBootstrap {
+    /// What the sidecar may use, each as written or its default.
+    pub fn overload(&self) -> Overload {
+        let spec = self.overload.clone().unwrap_or_default();
+        let size = |size: ByteSize| (size.0 > 0).then_some(size.0);
+        Overload {
+            max_requests: spec.max_requests.filter(|count| *count > 0),
+            max_memory: spec.max_memory.map(size),
+            max_replay_memory: spec.max_replay_memory.unwrap_or(ByteSize(64 << 20)).0,
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::identity::{self, Identity};
 use crate::listener::bind::{Bound, bind};
 use crate::listener::orig_dst::Own;
 use crate::listener::{Direction, accept};
+use crate::overload::Overload;
 use crate::queueing;
 use crate::snapshot::Store;
 use crate::snapshot::live::Live;
@@ -47,6 +48,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// What the limits of the wire refused.
     pub refusals: Refusals,
+    /// What the whole sidecar may use.
+    pub overload: Overload,
     /// The access log.
     pub access_log: AccessLog,
     /// Limits of every connection.
@@ -307,6 +310,7 @@ fn share(bootstrap: ProxyBootstrap, addresses: &Addresses) -> Result<Shared, Sta
         drain: Drain::default(),
         access_log,
         refusals: Refusals::new(&metrics),
+        overload: Overload::new(&bootstrap.overload()),
         metrics,
         wire: Wire {
             max_headers: wire.max_headers,
@@ -431,6 +435,8 @@ async fn control(shared: Arc<Shared>, admin: Vec<Bound>, probes: Vec<Bound>) {
     }
     tokio::task::spawn_local(identity::run(Arc::clone(&shared)));
     tokio::task::spawn_local(source::run(Arc::clone(&shared)));
+    let watching = Arc::clone(&shared);
+    tokio::task::spawn_local(async move { watching.overload.watch().await });
     shared.drain.reached(Phase::Draining).await;
     drain(&shared).await;
 }

@@ -17,6 +17,7 @@ use http_body::{Body as _, Frame};
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers;
 use outrigger_core::outcome::{GrpcCode, Observed};
+use outrigger_core::retry::Asked;
 use outrigger_core::time::Mono;
 
 use crate::call::Call;
@@ -148,10 +149,20 @@ impl Failure {
 }
 
 impl Answer {
-    /// How long the upstream asks to be left alone: `Retry-After` or the gRPC pushback.
-    pub fn retry_after(&self) -> Option<Duration> {
+    /// What the upstream says of coming again: `Retry-After`, or the gRPC pushback (gRFC A6).
+    pub fn asked(&self) -> Asked {
         let fields = self.response.headers();
-        headers::parse_retry_after(fields.get(RETRY_AFTER)?, clock::unix_now())
+        let trailers = self.peeked.as_ref().and_then(Frame::trailers_ref);
+        let pushback = fields
+            .get(headers::GRPC_RETRY_PUSHBACK)
+            .or_else(|| trailers?.get(headers::GRPC_RETRY_PUSHBACK));
+        if let Some(pushback) = pushback {
+            return headers::parse_retry_pushback(pushback).map_or(Asked::Never, Asked::After);
+        }
+        let Some(after) = fields.get(RETRY_AFTER) else {
+            return Asked::Nothing;
+        };
+        headers::parse_retry_after(after, clock::unix_now()).map_or(Asked::Nothing, Asked::After)
     }
 
     /// Throws the answer away for another try. A short body is read to its end, so that the

@@ -92,6 +92,8 @@ pub struct Call {
     prepared: HeaderMap,
     /// The request carries an idempotency key.
     keyed: bool,
+    /// Which attempt of a sidecar before us it is; 0 when none says so.
+    peer_attempt: u32,
     authority: Option<Authority>,
 }
 
@@ -174,6 +176,7 @@ impl Call {
             affinity: None,
             prepared: HeaderMap::new(),
             keyed: false,
+            peer_attempt: 0,
             authority: None,
         }
     }
@@ -344,6 +347,9 @@ impl Call {
     pub fn prepare_headers(&mut self) {
         let mut fields = std::mem::take(&mut self.parts.headers);
         headers::strip_hop_by_hop(&mut fields);
+        if self.direction == Direction::Outbound {
+            self.peer_attempt = headers::attempt_of_peer(&fields);
+        }
         headers::strip_outrigger(&mut fields, self.strip_policy());
         // 100 is answered where the body is read.
         fields.remove(EXPECT);
@@ -477,7 +483,7 @@ impl Call {
                 if incoming.size_hint().lower() > cap {
                     return OutgoingBody::Once(Some(RequestBody::Streaming(incoming, upload)));
                 }
-                OutgoingBody::Replay(Replay::new(incoming, cap, upload))
+                OutgoingBody::Replay(Replay::new(&self.worker, incoming, cap, upload))
             }
         }
     }
@@ -489,7 +495,7 @@ impl Call {
             keyed: self.keyed,
             grpc: self.grpc,
             replay: body.replay(),
-            retried_by_peer: false,
+            retried_by_peer: self.peer_attempt > 1,
         }
     }
 
@@ -621,6 +627,7 @@ impl OutgoingBody {
             Self::Empty | Self::Stored(_) => retry::Replay::Yes,
             Self::Replay(replay) if replay.replayable() => retry::Replay::Yes,
             Self::Once(Some(_)) => retry::Replay::Yes,
+            Self::Replay(replay) if replay.starved() => retry::Replay::NoMemory,
             Self::Replay(_) | Self::Once(None) => retry::Replay::TooLarge,
         }
     }

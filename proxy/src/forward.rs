@@ -15,7 +15,7 @@ use outrigger_core::breaker::Admit;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers;
 use outrigger_core::outcome::Observed;
-use outrigger_core::retry::{self, Decision, StopReason};
+use outrigger_core::retry::{self, Asked, Decision, StopReason};
 
 use crate::attempt::{self, Answer, Failure, Window};
 use crate::bulkhead;
@@ -53,7 +53,7 @@ pub async fn serve(
 ) -> Response<ResponseBody> {
     let (parts, body) = request.into_parts();
     let mut call = Call::from_downstream(worker, connection, parts);
-    if let Err(refused) = call.screen() {
+    if let Err(refused) = take_in(&mut call).and_then(|()| call.screen()) {
         Payload::Downstream(body).discard();
         return call.refuse(&refused);
     }
@@ -67,6 +67,17 @@ pub async fn serve(
         Direction::Inbound => inbound(&mut call, body).await,
     };
     answered.unwrap_or_else(|error| call.refuse(&error))
+}
+
+/// The budget of the whole sidecar.
+fn take_in(call: &mut Call) -> Result<(), ProxyError> {
+    let worker = &call.worker;
+    let shared = &worker.shared;
+    shared
+        .overload
+        .enter(worker.under_way(), &shared.refusals)?;
+    call.observation.entered_sidecar();
+    Ok(())
 }
 
 /// A call of the local application to a service of the mesh.
@@ -207,13 +218,13 @@ pub async fn exchange(
         let mut outcome =
             attempt::attempt(call, &target, endpoint, body.take(), &window, may_retry).await;
 
-        let (observed, retry_after, at) = match &mut outcome {
-            Ok(answer) => (answer.observed, answer.retry_after(), answer.at),
+        let (observed, asked, at) = match &mut outcome {
+            Ok(answer) => (answer.observed, answer.asked(), answer.at),
             Err(failure) => {
                 if let Some(unsent) = failure.unsent.take() {
                     body.take_back(*unsent);
                 }
-                (failure.observed, None, clock::now())
+                (failure.observed, Asked::Nothing, clock::now())
             }
         };
         let failure = outcome.as_ref().err();
@@ -224,7 +235,7 @@ pub async fn exchange(
             continue;
         }
         let left = deadline.remaining(at);
-        let stop = match decide(call, route, &body, counted, &observed, retry_after, left) {
+        let stop = match decide(call, route, &body, counted, &observed, asked, left) {
             Decision::Stop(reason) => reason,
             Decision::Retry { after } => {
                 call.count_retry(&target, "retried");
@@ -275,7 +286,7 @@ fn decide(
     body: &OutgoingBody,
     tried: u32,
     observed: &Observed,
-    retry_after: Option<Duration>,
+    asked: Asked,
     left: Option<Duration>,
 ) -> Decision {
     if !call.inline_retries {
@@ -283,15 +294,7 @@ fn decide(
     }
     let facts = call.facts(body);
     let rng = &mut call.worker.rng();
-    match retry::decide(
-        &route.retry,
-        &facts,
-        tried,
-        observed,
-        retry_after,
-        left,
-        rng,
-    ) {
+    match retry::decide(&route.retry, &facts, tried, observed, asked, left, rng) {
         Decision::Retry { .. } if !route.state.budget.try_withdraw(&route.budget, clock::now()) => {
             Decision::Stop(StopReason::BudgetExhausted)
         }
@@ -357,8 +360,10 @@ fn pass_on(
     let switched = Switch::of_answer(&parts);
     headers::strip_hop_by_hop(&mut parts.headers);
     call.clean_response(&mut parts.headers, meshed);
-    if matches!(stop, StopReason::BodyTooLarge | StopReason::BudgetExhausted) {
-        parts.headers.insert(headers::RETRY, skipped(stop));
+    if let Some(note) = skipped(stop) {
+        parts
+            .headers
+            .insert(headers::RETRY, HeaderValue::from_static(note));
     }
     parts.version = http::Version::HTTP_11;
     parts.extensions.clear();
@@ -404,10 +409,20 @@ fn open_tunnel(
     Response::from_parts(parts, ResponseBody::tunnel(tunnel))
 }
 
-fn skipped(reason: StopReason) -> HeaderValue {
-    HeaderValue::from_static(match reason {
+/// What `outrigger-retry` says of a retry that was called for and did not happen.
+const fn skipped(reason: StopReason) -> Option<&'static str> {
+    Some(match reason {
         StopReason::BodyTooLarge => "skipped;reason=body_too_large",
-        _ => "skipped;reason=budget_exhausted",
+        StopReason::MemoryExhausted => "skipped;reason=memory_exhausted",
+        StopReason::BudgetExhausted => "skipped;reason=budget_exhausted",
+        StopReason::RetriedByPeer => "skipped;reason=retried_by_peer",
+        StopReason::PushedBack => "skipped;reason=pushed_back",
+        StopReason::NotRetryable
+        | StopReason::UnsafeMethod
+        | StopReason::AttemptsExhausted
+        | StopReason::Deadline
+        | StopReason::BodyConsumed
+        | StopReason::CircuitOpen => return None,
     })
 }
 
@@ -421,7 +436,7 @@ fn give_up(call: &mut Call, failure: Failure, stop: StopReason) -> ProxyError {
     call.observation.failed(seen);
     let code = failure.code();
     let mut detail = failure.detail;
-    if matches!(stop, StopReason::BodyTooLarge | StopReason::BudgetExhausted) {
+    if skipped(stop).is_some() {
         detail = format!("{detail}; not retried: {}", stop.as_str());
     }
     let error = ProxyError::upstream(code, detail);

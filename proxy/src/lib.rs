@@ -30,6 +30,7 @@ pub mod identity;
 pub mod intercept;
 pub mod io;
 pub mod listener;
+pub mod overload;
 pub mod queueing;
 pub mod snapshot;
 pub mod source;

@@ -43,6 +43,7 @@ pub struct Worker {
     date: Cell<[u8; 29]>,
     date_value: RefCell<HeaderValue>,
     requests: Cell<u64>,
+    under_way: Cell<u32>,
 }
 
 /// Counter handles by packed labels, forgotten when the snapshot changes.
@@ -73,6 +74,7 @@ impl Worker {
             date: Cell::new(date),
             date_value: RefCell::new(date_value(&date)),
             requests: Cell::new(0),
+            under_way: Cell::new(0),
             shared,
         })
     }
@@ -110,6 +112,21 @@ impl Worker {
         self.requests.set(count);
         let every = self.shared.access_log.every();
         every > 0 && count.is_multiple_of(every)
+    }
+
+    /// A request begins here.
+    pub fn begin(&self) {
+        self.under_way.set(self.under_way.get() + 1);
+    }
+
+    /// A request that began here has ended.
+    pub fn end(&self) {
+        self.under_way.set(self.under_way.get().saturating_sub(1));
+    }
+
+    /// Requests under way on this worker.
+    pub fn under_way(&self) -> u32 {
+        self.under_way.get()
     }
 
     /// Today's `Date`, half a second old at most.

@@ -11,9 +11,9 @@ mod prefer;
 mod trace;
 mod underscore;
 
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 
-pub use date::{parse_http_date, parse_retry_after};
+pub use date::{parse_http_date, parse_retry_after, parse_retry_pushback};
 pub use forwarded::{append_forwarded_for, ensure_request_id, set_forwarded_proto};
 pub use hop::{
     PROTECTED, StripPolicy, is_dropped_on_delivery, strip_for_delivery, strip_hop_by_hop,
@@ -60,6 +60,8 @@ names! {
     GRPC_STATUS = "grpc-status";
     /// gRPC message, percent-encoded.
     GRPC_MESSAGE = "grpc-message";
+    /// When, or whether, a gRPC call may be tried again (gRFC A6).
+    GRPC_RETRY_PUSHBACK = "grpc-retry-pushback-ms";
     /// gRPC deadline.
     GRPC_TIMEOUT = "grpc-timeout";
 
@@ -89,6 +91,22 @@ names! {
     KEEP_ALIVE = "keep-alive";
     /// Not standard, but hop-by-hop in the wild.
     PROXY_CONNECTION = "proxy-connection";
+}
+
+/// Which attempt of a sidecar before us a request is, as it says; 0 when it says nothing. A delivery
+/// counts as one that is tried again, for its queue does so.
+///
+/// Believed of anybody: who says so can only lose retries of his own call. It is not relayed, so a
+/// third sidecar in a row hears of it only from a peer whose identity is known.
+pub fn attempt_of_peer(fields: &HeaderMap) -> u32 {
+    let number = fields
+        .get(ATTEMPT)
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .unwrap_or(0);
+    if fields.contains_key(DELIVERY_ATTEMPT) {
+        return number.max(2);
+    }
+    number
 }
 
 /// What all our own header names begin with.

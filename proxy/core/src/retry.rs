@@ -60,6 +60,8 @@ pub enum Replay {
     Yes,
     /// No: its body is over `max_body_bytes` and was streamed.
     TooLarge,
+    /// No: the sidecar's memory for bodies that are kept is used up.
+    NoMemory,
     /// No: its body was streamed and part of it is gone (an upgrade, a stream of messages).
     Consumed,
 }
@@ -77,6 +79,18 @@ pub struct RequestFacts {
     pub replay: Replay,
     /// It came with `outrigger-attempt` above 1: a sidecar before us already retries it.
     pub retried_by_peer: bool,
+}
+
+/// What an answer says of coming again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Asked {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// No sooner than after this long.
+    After(Duration),
+    /// Not at all.
+    Never,
 }
 
 /// What to do after an attempt.
@@ -104,8 +118,12 @@ pub enum StopReason {
     Deadline,
     /// The body was too large to keep.
     BodyTooLarge,
+    /// There was no memory to keep the body.
+    MemoryExhausted,
     /// The body was streamed.
     BodyConsumed,
+    /// The upstream forbade it.
+    PushedBack,
     /// A sidecar before us already retries.
     RetriedByPeer,
     /// The budget is used up; said by the caller of [`crate::budget::RetryBudget::try_withdraw`].
@@ -123,6 +141,8 @@ impl StopReason {
             StopReason::AttemptsExhausted => "attempts_exhausted",
             StopReason::Deadline => "deadline",
             StopReason::BodyTooLarge => "body_too_large",
+            StopReason::MemoryExhausted => "memory_exhausted",
+            StopReason::PushedBack => "pushed_back",
             StopReason::BodyConsumed => "body_consumed",
             StopReason::RetriedByPeer => "retried_by_peer",
             StopReason::BudgetExhausted => "budget_exhausted",
@@ -146,13 +166,13 @@ pub fn is_idempotent(method: &Method) -> bool {
 ///   after one of these goes at once; all others wait with full jitter.
 /// - `codes`, `grpc`, `ResetBeforeResponse` (when set), a try's own time limit, and an answer that
 ///   is not HTTP (counts as a 502): only for idempotent and keyed requests, or with `unsafe`.
-/// - `retry_after` is the upstream's: waited for when the deadline (and a minute) allows it.
+/// - `asked` is the upstream's word: waited for when the deadline (and a minute) allows it.
 pub fn decide(
     params: &Params,
     facts: &RequestFacts,
     tried: u32,
     observed: &Observed,
-    retry_after: Option<Duration>,
+    asked: Asked,
     remaining_deadline: Option<Duration>,
     rng: &mut fastrand::Rng,
 ) -> Decision {
@@ -166,6 +186,11 @@ pub fn decide(
     if let Err(reason) = could_go_again(params, facts, tried) {
         return Decision::Stop(reason);
     }
+    let no_sooner = match asked {
+        Asked::Nothing => Duration::ZERO,
+        Asked::After(after) => after,
+        Asked::Never => return Decision::Stop(StopReason::PushedBack),
+    };
     let at_once = worth == Worth::Always && tried <= 1;
     let jittered = match at_once {
         true => Duration::ZERO,
@@ -174,7 +199,7 @@ pub fn decide(
             backoff::full_jitter(params.backoff, params.max_backoff, n, rng)
         }
     };
-    let after = jittered.max(retry_after.unwrap_or_default());
+    let after = jittered.max(no_sooner);
     let limit = remaining_deadline.unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
     if after >= limit {
         return Decision::Stop(StopReason::Deadline);
@@ -241,6 +266,7 @@ fn could_go_again(params: &Params, facts: &RequestFacts, tried: u32) -> Result<(
     match facts.replay {
         Replay::Yes => Ok(()),
         Replay::TooLarge => Err(StopReason::BodyTooLarge),
+        Replay::NoMemory => Err(StopReason::MemoryExhausted),
         Replay::Consumed => Err(StopReason::BodyConsumed),
     }
 }

@@ -394,7 +394,7 @@ impl World {
             &request.facts,
             tried,
             &observed,
-            None,
+            retry::Asked::Nothing,
             Some(remaining),
             &mut rng,
         );

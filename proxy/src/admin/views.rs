@@ -205,6 +205,12 @@ pub(super) fn refresh_metrics(shared: &Shared) {
     metrics
         .gauge("outrigger_connections", &[("side", "outbound")])
         .set(outbound as f64);
+    metrics
+        .gauge("outrigger_overloaded", &[])
+        .set(f64::from(u8::from(shared.overload.is_shedding())));
+    metrics
+        .gauge("outrigger_replay_bytes", &[])
+        .set(shared.overload.kept() as f64);
     let snapshot = shared.store.load();
     let open = |state: &EndpointState| state.connections.load(Ordering::Relaxed);
     let mut upstream = open(&shared.live.passthrough) + open(&shared.live.app);

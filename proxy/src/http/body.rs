@@ -24,6 +24,7 @@ use crate::http::observe::{Ending, Observation};
 use crate::http::respond;
 use crate::http::tunnel::Tunnel;
 use crate::upstream::pool::Lease;
+use crate::worker::Worker;
 
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -229,6 +230,11 @@ struct ReplayState {
     buffered: u64,
     cap: u64,
     overflowed: bool,
+    /// It overflowed because the sidecar has no more memory for it.
+    starved: bool,
+    /// Bytes of `chunks`, taken from the sidecar's budget.
+    kept: u64,
+    worker: Rc<Worker>,
     trailers: Option<HeaderMap>,
     ended: bool,
     upload: Rc<Upload>,
@@ -239,8 +245,8 @@ struct ReplayState {
 }
 
 impl Replay {
-    /// Remembers at most `cap` bytes of `source`.
-    pub fn new(source: Incoming, cap: u64, upload: Rc<Upload>) -> Self {
+    /// Remembers at most `cap` bytes of `source`, as far as the sidecar's budget allows.
+    pub fn new(worker: &Rc<Worker>, source: Incoming, cap: u64, upload: Rc<Upload>) -> Self {
         let hint = source.size_hint();
         let overflowed = hint.lower() > cap;
         let state = ReplayState {
@@ -250,6 +256,9 @@ impl Replay {
             buffered: 0,
             cap,
             overflowed,
+            starved: false,
+            kept: 0,
+            worker: Rc::clone(worker),
             trailers: None,
             ended: false,
             upload,
@@ -282,6 +291,11 @@ impl Replay {
     /// Whether a further attempt could send the whole body again.
     pub fn replayable(&self) -> bool {
         !self.state.borrow().overflowed
+    }
+
+    /// Whether it cannot because the sidecar had no more memory to keep it.
+    pub fn starved(&self) -> bool {
+        self.state.borrow().starved
     }
 }
 
@@ -347,21 +361,36 @@ impl ReplayReader {
 }
 
 impl ReplayState {
+    fn forget(&mut self) {
+        self.chunks = Vec::new();
+        self.worker.shared.overload.forget(self.kept);
+        self.kept = 0;
+    }
+
     fn remember(&mut self, frame: &Frame<Bytes>) {
         if self.overflowed {
             return;
         }
         if let Some(data) = frame.data_ref() {
-            self.buffered += data.len() as u64;
-            if self.buffered > self.cap {
+            let length = data.len() as u64;
+            self.buffered += length;
+            self.starved = self.buffered <= self.cap && !self.worker.shared.overload.keep(length);
+            if self.buffered > self.cap || self.starved {
                 self.overflowed = true;
-                self.chunks = Vec::new();
+                self.forget();
             } else {
+                self.kept += length;
                 self.chunks.push(data.clone());
             }
         } else if let Some(trailers) = frame.trailers_ref() {
             self.trailers = Some(trailers.clone());
         }
+    }
+}
+
+impl Drop for ReplayState {
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 

@@ -102,6 +102,8 @@ struct Record {
     in_flight: Option<Arc<Service>>,
     /// Whether it counts against the limit of `route` as well.
     in_rule: bool,
+    /// Whether it counts against the budget of the sidecar.
+    in_sidecar: bool,
     endpoint: Option<EndpointUse>,
 }
 
@@ -136,6 +138,7 @@ impl Observation {
             breaker: None,
             in_flight: None,
             in_rule: false,
+            in_sidecar: false,
             endpoint: None,
         })))
     }
@@ -196,6 +199,14 @@ impl Observation {
     /// The request counts against `service`'s limit until it ends.
     pub fn entered(&mut self, service: &Arc<Service>) {
         self.note(|record| record.in_flight = Some(Arc::clone(service)));
+    }
+
+    /// The request counts against the sidecar's budget until it ends.
+    pub fn entered_sidecar(&mut self) {
+        self.note(|record| {
+            record.in_sidecar = true;
+            record.worker.begin();
+        });
     }
 
     /// The request counts against its rule's limit until it ends.
@@ -305,6 +316,10 @@ impl Record {
         if let Some(service) = self.in_flight.take() {
             let max = service.limits.max_in_flight;
             service.state.bulkhead.leave(max);
+        }
+        if self.in_sidecar {
+            self.worker.end();
+            self.worker.shared.overload.leave();
         }
         if self.in_rule
             && let Some(route) = &self.route

@@ -37,6 +37,7 @@ use crate::listener::Direction;
 use crate::snapshot::Service;
 use crate::tcp::copy::{Ended, Idle, Side};
 use crate::tcp::record::{Ending, Record};
+use crate::telemetry::limits::WireLimit;
 use crate::upstream::connect::{self, ConnectError};
 use crate::upstream::endpoint::EndpointUse;
 use crate::worker::Worker;
@@ -141,7 +142,7 @@ async fn open(
 /// Connects to an endpoint; `tried` is told of each that is tried.
 ///
 /// # Errors
-/// `limit_reached`, `no_endpoints`, `connect_failed`.
+/// `overloaded`, `limit_reached`, `no_endpoints`, `connect_failed`.
 ///
 /// # Cancel safety
 /// Dropping the future closes a half-open socket and gives everything back.
@@ -150,6 +151,10 @@ pub async fn dial(
     onward: &Onward,
     tried: &mut dyn FnMut(SocketAddr),
 ) -> Result<Upstream, Refused> {
+    if worker.shared.overload.is_shedding() {
+        worker.shared.refusals.count(WireLimit::Memory);
+        return Err(Refused::new(ErrorCode::Overloaded, "overload.maxMemory"));
+    }
     let place = Place::take(&onward.service)
         .ok_or_else(|| Refused::new(ErrorCode::LimitReached, "limits.maxInFlight"))?;
     let (stream, endpoint, open) = connect(worker, onward, tried).await?;

@@ -21,17 +21,23 @@ pub enum WireLimit {
     SendTimeout,
     /// Streams that an HTTP/2 peer abandons.
     Resets,
+    /// `overload.maxRequests`.
+    Requests,
+    /// `overload.maxMemory`.
+    Memory,
 }
 
 impl WireLimit {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Connections,
         Self::Headers,
         Self::HeaderBytes,
         Self::HeaderTimeout,
         Self::SendTimeout,
         Self::Resets,
+        Self::Requests,
+        Self::Memory,
     ];
 
     /// The value of the label `limit`: the key, where there is one.
@@ -43,6 +49,8 @@ impl WireLimit {
             Self::HeaderTimeout => "wire.headerTimeout",
             Self::SendTimeout => "wire.sendTimeout",
             Self::Resets => "h2.resets",
+            Self::Requests => "overload.maxRequests",
+            Self::Memory => "overload.maxMemory",
         }
     }
 }

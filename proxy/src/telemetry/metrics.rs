@@ -195,6 +195,16 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "1 while the discovery stream is up.",
     ),
     (
+        "outrigger_overloaded",
+        Kind::Gauge,
+        "1 while memory is over the sidecar's budget and requests are shed.",
+    ),
+    (
+        "outrigger_replay_bytes",
+        Kind::Gauge,
+        "Bytes of request bodies that are kept to be sent again.",
+    ),
+    (
         "outrigger_connections",
         Kind::Gauge,
         "Open connections, by side.",

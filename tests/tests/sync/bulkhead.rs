@@ -243,3 +243,65 @@ async fn a_body_over_the_limit_is_request_too_large_declared_or_not() {
         assert_eq!(breakers["breakers"][0]["windowFailures"], 0, "{breakers}");
     }
 }
+
+#[tokio::test]
+async fn the_sidecar_sheds_what_is_over_its_own_budget_of_requests() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let upstream = Upstream::h1(move |_| Reply::ok("done").hold(&held)).await;
+    let sidecar = Sidecar::named("web-1")
+        .mesh(service("orders", &[upstream.addr], ""))
+        .app(upstream.addr)
+        .set("workers", 2.into())
+        .set("overload", serde_json::json!({"maxRequests": 3}))
+        .start()
+        .await;
+    // Of both directions together.
+    let inbound = tokio::spawn(client::call(sidecar.inbound(), Ask::get("orders", "/")));
+    let outbound = [call(&sidecar, "/"), call(&sidecar, "/")];
+    until_true("three are there", || upstream.active() == 3).await;
+    let shed = sidecar.get("orders", "/").await;
+    shed.assert_error(503, "overloaded");
+    assert!(!shed.header("retry-after").is_empty());
+    let metrics = sidecar.metrics().await;
+    let labels = [("limit", "overload.maxRequests")];
+    assert_eq!(metrics.sum(REJECTED, &labels), 1.0);
+    gate.open();
+    for caller in outbound.into_iter().chain([inbound]) {
+        assert_eq!(caller.await.expect("no panic").status, 200);
+    }
+    assert_eq!(sidecar.get("orders", "/").await.status, 200);
+    assert_eq!(upstream.hits(), 4);
+}
+
+#[tokio::test]
+async fn over_its_memory_budget_the_sidecar_serves_a_few_requests_and_sheds_the_rest() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let upstream = Upstream::h1(move |_| Reply::ok("done").hold(&held)).await;
+    let sidecar = Sidecar::named("web-1")
+        .mesh(service("orders", &[upstream.addr], ""))
+        // Less than this process has whatever it does.
+        .set("overload", serde_json::json!({"maxMemory": "1MiB"}))
+        .start()
+        .await;
+    sidecar
+        .metric_until("it is seen", |now| {
+            now.sum("outrigger_overloaded", &[]) == 1.0
+        })
+        .await;
+    let few: Vec<_> = (0..4).map(|_| call(&sidecar, "/")).collect();
+    until_true("a few are served", || upstream.active() == 4).await;
+    sidecar
+        .get("orders", "/")
+        .await
+        .assert_error(503, "overloaded");
+    let metrics = sidecar.metrics().await;
+    let labels = [("limit", "overload.maxMemory")];
+    assert_eq!(metrics.sum(REJECTED, &labels), 1.0);
+    gate.open();
+    for caller in few {
+        assert_eq!(caller.await.expect("no panic").status, 200);
+    }
+    assert_eq!(sidecar.get("orders", "/").await.status, 200);
+}

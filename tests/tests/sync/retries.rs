@@ -6,7 +6,8 @@ use bytes::Bytes;
 use outrigger_tests::client::{Ask, Client};
 use outrigger_tests::frames::{HEADERS, go_away, peer, refused};
 use outrigger_tests::mesh::{Sidecar, route, service, service_h2};
-use outrigger_tests::upstream::{Raw, Reply, Upstream, nobody};
+use outrigger_tests::until_true;
+use outrigger_tests::upstream::{Gate, Raw, Reply, Upstream, nobody};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
@@ -189,7 +190,12 @@ async fn retries_of_a_dead_service_stay_within_the_budget() {
             "orders",
             &["{retry: {attempts: 3, backoff: 1ms, maxBackoff: 2ms}}"],
         );
-    let sidecar = Sidecar::start(yaml).await;
+    // The budget is one, however many workers share it.
+    let sidecar = Sidecar::named("web-1")
+        .mesh(yaml)
+        .set("workers", 4.into())
+        .start()
+        .await;
     let begun = Instant::now();
     let addr = sidecar.outbound();
     let callers = (0..4).map(|_| async move {
@@ -353,4 +359,105 @@ async fn a_grpc_call_counts_as_not_idempotent() {
     let mut client = Client::h2(sidecar.outbound()).await;
     let answer = client.call(Ask::grpc("orders", "/s/M", b"x")).await;
     assert_eq!((answer.header("grpc-status"), upstream.hits()), ("14", 1));
+}
+
+#[tokio::test]
+async fn a_grpc_pushback_is_waited_for_or_forbids_the_retry() {
+    let upstream = Upstream::h2(|seen| match (seen.path.as_str(), seen.n) {
+        ("/s/Soon", 1) => Reply::grpc_error(14, "not yet").header("grpc-retry-pushback-ms", "400"),
+        ("/s/Soon", _) => Reply::grpc(&[b"up"], 0),
+        // In the trailers, behind a head.
+        _ => Reply::chunks([] as [Bytes; 0])
+            .header("content-type", "application/grpc")
+            .trailer("grpc-status", "14")
+            .trailer("grpc-retry-pushback-ms", "-1"),
+    })
+    .await;
+    let yaml = service("orders", &[upstream.addr], CALM)
+        + &route("orders", &["{retry: {attempts: 2, unsafe: true}}"]);
+    let sidecar = Sidecar::start(yaml).await;
+    let mut client = Client::h2(sidecar.outbound()).await;
+    let begun = Instant::now();
+    let answer = client.call(Ask::grpc("orders", "/s/Soon", b"x")).await;
+    assert_eq!(answer.trailer("grpc-status"), "0", "{answer:?}");
+    assert!(begun.elapsed() >= Duration::from_millis(400));
+    let before = upstream.hits();
+    let answer = client.call(Ask::grpc("orders", "/s/Never", b"x")).await;
+    assert_eq!(
+        answer.header("outrigger-retry"),
+        "skipped;reason=pushed_back"
+    );
+    assert_eq!(upstream.hits() - before, 1);
+}
+
+#[tokio::test]
+async fn bodies_are_kept_for_retries_only_as_long_as_there_is_memory_for_them() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let upstream = Upstream::h1(move |_| Reply::status(503).hold(&held)).await;
+    let sidecar = Sidecar::named("web-1")
+        .mesh(service("orders", &[upstream.addr], CALM))
+        .set("overload", serde_json::json!({"maxReplayMemory": "40KiB"}))
+        .start()
+        .await;
+    let addr = sidecar.outbound();
+    let put = || {
+        let ask = Ask::new("PUT", "orders", "/").body(vec![b'x'; 30_000]);
+        tokio::spawn(outrigger_tests::client::call(addr, ask))
+    };
+    let kept = put();
+    until_true("its body is kept", || {
+        upstream.seen().iter().any(|seen| seen.complete)
+    })
+    .await;
+    let streamed = put();
+    until_true("the second is there", || {
+        upstream.seen().iter().filter(|seen| seen.complete).count() == 2
+    })
+    .await;
+    let metrics = sidecar.metrics().await;
+    assert_eq!(metrics.sum("outrigger_replay_bytes", &[]), 30_000.0);
+    gate.open();
+    let (kept, streamed) = (kept.await.unwrap(), streamed.await.unwrap());
+    assert_eq!((kept.status, kept.header("outrigger-retry")), (503, ""));
+    assert_eq!(
+        (streamed.status, streamed.header("outrigger-retry")),
+        (503, "skipped;reason=memory_exhausted")
+    );
+    assert_eq!(upstream.hits(), 3);
+    let metrics = sidecar.metrics().await;
+    let labels = [("outcome", "memory_exhausted")];
+    assert_eq!(metrics.sum("outrigger_retries_total", &labels), 1.0);
+    assert_eq!(metrics.sum("outrigger_replay_bytes", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn what_a_sidecar_already_retries_is_not_retried_by_the_next() {
+    let upstream = Upstream::h1(|_| Reply::status(503)).await;
+    let rule = "{retry: {attempts: 2, backoff: 1ms, maxBackoff: 2ms}}";
+    let inner = service("orders", &[upstream.addr], CALM) + &route("orders", &[rule]);
+    let inner = Sidecar::start(inner).await;
+    // A gateway whose service is the other sidecar's outbound side.
+    let outer = service("orders", &[inner.outbound()], CALM) + &route("orders", &[rule]);
+    let outer = Sidecar::start(outer).await;
+    let answer = outer.get("orders", "/").await;
+    assert_eq!(answer.status, 503);
+    // Three of the first try of the outer one, and one of each of its others: not nine.
+    let told: Vec<_> = upstream
+        .seen()
+        .iter()
+        .map(|seen| seen.header("outrigger-attempt").to_owned())
+        .collect();
+    assert_eq!(told, ["1", "2", "3", "1", "1"]);
+    let metrics = inner.metrics().await;
+    let labels = [("outcome", "retried_by_peer")];
+    assert_eq!(metrics.sum("outrigger_retries_total", &labels), 2.0);
+    // Nor what a queue delivers again.
+    let ask = Ask::get("orders", "/").header("outrigger-delivery-attempt", "1");
+    let answer = inner.call(ask).await;
+    assert_eq!(
+        answer.header("outrigger-retry"),
+        "skipped;reason=retried_by_peer"
+    );
+    assert_eq!(upstream.hits(), 6);
 }

@@ -104,6 +104,15 @@ fn days_since_epoch(year: u64, month: u64, day: u64) -> Option<u64> {
     (era * 146_097 + day_of_era).checked_sub(719_468)
 }
 
+/// Reads `grpc-retry-pushback-ms` (gRFC A6): milliseconds. None forbids another try: a negative
+/// number, and whatever is no number.
+pub fn parse_retry_pushback(value: &HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?;
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let millis = text.parse().ok().filter(|_| digits)?;
+    Some(Duration::from_millis(millis))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +166,19 @@ mod tests {
         #[test]
         fn no_text_panics(text in "[A-Za-z0-9:, -]{0,40}") {
             let _ = parse_http_date(&text, NOW);
+        }
+    }
+
+    #[test]
+    fn a_pushback_that_is_no_number_of_milliseconds_forbids_another_try() {
+        let check = |text: &'static str, expected: Option<u64>| {
+            let read = parse_retry_pushback(&HeaderValue::from_static(text));
+            assert_eq!(read, expected.map(Duration::from_millis), "{text:?}");
+        };
+        check("0", Some(0));
+        check("1500", Some(1500));
+        for forbidding in ["-1", "", "soon", "1.5", "+5", "99999999999999999999999"] {
+            check(forbidding, None);
         }
     }
 }

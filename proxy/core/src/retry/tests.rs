@@ -46,7 +46,7 @@ fn decided(params: &Params, facts: RequestFacts, tried: u32, observed: Observed)
         &facts,
         tried,
         &observed,
-        None,
+        Asked::Nothing,
         None,
         &mut fastrand::Rng::with_seed(5),
     )
@@ -216,16 +216,9 @@ fn retry_after_is_honoured_while_the_deadline_allows() {
             ..Params::default()
         };
         let mut rng = fastrand::Rng::with_seed(5);
-        let (retry_after, remaining) = (retry_after.map(MS), remaining.map(MS));
-        let decision = decide(
-            &params,
-            &GET,
-            1,
-            &http(503),
-            retry_after,
-            remaining,
-            &mut rng,
-        );
+        let remaining = remaining.map(MS);
+        let asked = retry_after.map_or(Asked::Nothing, |millis| Asked::After(MS(millis)));
+        let decision = decide(&params, &GET, 1, &http(503), asked, remaining, &mut rng);
         let expected = match expected {
             Some(after) => Decision::Retry { after: MS(after) },
             None => Decision::Stop(StopReason::Deadline),
@@ -239,6 +232,18 @@ fn retry_after_is_honoured_while_the_deadline_allows() {
     check(None, Some(0), None);
     check(Some(60_000), None, None);
     check(Some(60_000), Some(600_000), None);
+}
+
+#[test]
+fn an_upstream_that_forbids_it_is_not_tried_again() {
+    let decided = |observed| {
+        let mut rng = fastrand::Rng::with_seed(5);
+        let params = Params::default();
+        decide(&params, &GET, 1, &observed, Asked::Never, None, &mut rng)
+    };
+    assert_eq!(decided(http(503)), Decision::Stop(StopReason::PushedBack));
+    // Nothing was called for that could be forbidden.
+    assert_eq!(decided(http(200)), Decision::Stop(StopReason::NotRetryable));
 }
 
 #[test]
