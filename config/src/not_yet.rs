@@ -25,7 +25,6 @@ const OF_A_SERVICE: &[&str] = &[
     "discovery.kubernetes",
     "discovery.consul",
     "discovery.eureka",
-    "health",
 ];
 
 const OF_THE_MESH: &[&str] = &["authorization"];

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::admin;
 use crate::drain::{Drain, Phase};
+use crate::health;
 use crate::identity::{self, Identity};
 use crate::listener::bind::{Bound, bind};
 use crate::listener::orig_dst::Own;
@@ -64,6 +65,8 @@ pub struct Shared {
     pub config: ConfigStatus,
     /// Who this sidecar is.
     pub identity: Identity,
+    /// Tells the active health checks what has changed.
+    pub checks: health::Changes,
     /// The store behind async calls.
     pub queues: queueing::store::Queues,
 }
@@ -345,6 +348,7 @@ fn share(bootstrap: ProxyBootstrap, addresses: &Addresses) -> Result<Shared, Sta
         listeners: Own::new(listeners.copied()),
         config: ConfigStatus::default(),
         identity: Identity::new(bootstrap.identity.is_some()),
+        checks: health::Changes::default(),
         queues: queueing::store::Queues::new(bootstrap.state_dir().to_owned()),
         bootstrap,
     })
@@ -434,6 +438,7 @@ async fn control(shared: Arc<Shared>, admin: Vec<Bound>, probes: Vec<Bound>) {
         }
     }
     tokio::task::spawn_local(identity::run(Arc::clone(&shared)));
+    tokio::task::spawn_local(health::run(Arc::clone(&shared)));
     tokio::task::spawn_local(source::run(Arc::clone(&shared)));
     let watching = Arc::clone(&shared);
     tokio::task::spawn_local(async move { watching.overload.watch().await });

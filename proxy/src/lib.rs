@@ -23,6 +23,7 @@ pub mod drain;
 pub mod error;
 pub mod features;
 pub mod forward;
+pub mod health;
 pub mod http;
 pub mod http1;
 pub mod http2;

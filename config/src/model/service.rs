@@ -302,23 +302,26 @@ pub struct HeartbeatDiscovery {
     pub remove_after: Option<Dur>,
 }
 
-/// Active checks of the endpoints.
+/// Active checks of the endpoints, by every sidecar that has the service in its config; exactly
+/// one of `http`, `grpc` and `tcp`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HealthSpec {
-    /// An HTTP check; a 2xx is healthy.
+    /// An HTTP check, in the protocol of the service's first port.
     pub http: Option<HttpHealth>,
     /// A check by `grpc.health.v1.Health`.
     pub grpc: Option<GrpcHealth>,
     /// A check that only connects.
     pub tcp: Option<super::Empty>,
-    /// Default 5s.
+    /// From one check to the next, give or take a tenth. Default 5s.
     pub interval: Option<Dur>,
     /// Default 1s.
     pub timeout: Option<Dur>,
     /// Failures in a row before an endpoint takes no traffic. Default 3.
+    #[schemars(range(min = 1))]
     pub unhealthy_after: Option<u32>,
     /// Successes in a row before it takes traffic again. Default 2.
+    #[schemars(range(min = 1))]
     pub healthy_after: Option<u32>,
 }
 
@@ -329,6 +332,11 @@ pub struct HttpHealth {
     /// The path of a GET.
     #[schemars(extend("format" = "path"))]
     pub path: String,
+    /// Its host. Default: the first of the service's hostnames.
+    #[schemars(extend("format" = "hostname"))]
+    pub host: Option<String>,
+    /// The statuses of a healthy endpoint. Default `2xx`.
+    pub codes: Option<Vec<CodeOrClass>>,
 }
 
 /// A gRPC health check.
@@ -337,6 +345,9 @@ pub struct HttpHealth {
 pub struct GrpcHealth {
     /// The service asked about. Default: the server as a whole.
     pub service: Option<String>,
+    /// Its authority. Default: the first of the service's hostnames.
+    #[schemars(extend("format" = "hostname"))]
+    pub host: Option<String>,
 }
 
 /// How an endpoint is picked.

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use super::{Checks, Subject};
 use crate::document::Kind;
 use crate::format::spiffe_trust_domain;
-use crate::model::{BreakerSpec, Discovery, DnsType, EjectionSpec, LoadBalancerSpec, MeshService};
+use crate::model::{
+    BreakerSpec, Discovery, DnsType, EjectionSpec, HealthSpec, LoadBalancerSpec, MeshService,
+};
 use crate::units::{Dur, KeySource, NamespacedName};
 
 impl<'a> Checks<'a> {
@@ -36,6 +38,7 @@ impl<'a> Checks<'a> {
         self.breaker(at, base, defaults.breaker.as_ref());
         self.ejection(at, base, defaults.ejection.as_ref());
         self.load_balancer(at, base, defaults.load_balancer.as_ref());
+        self.health(at, base, defaults.health.as_ref());
     }
 
     pub(super) fn services(&mut self) {
@@ -47,7 +50,7 @@ impl<'a> Checks<'a> {
             self.ejection(at, "spec", service.ejection.as_ref());
             self.load_balancer(at, "spec", service.load_balancer.as_ref());
             self.discovery(at, service);
-            self.health(at, service);
+            self.health(at, "spec", service.health.as_ref());
             self.identities(at, service);
         }
         self.hostnames();
@@ -207,10 +210,8 @@ impl<'a> Checks<'a> {
         }
     }
 
-    fn health(&mut self, at: Subject<'_>, service: &MeshService) {
-        let Some(health) = &service.health else {
-            return;
-        };
+    fn health(&mut self, at: Subject<'_>, base: &str, health: Option<&HealthSpec>) {
+        let Some(health) = health else { return };
         let set = [
             health.http.is_some(),
             health.grpc.is_some(),
@@ -220,9 +221,15 @@ impl<'a> Checks<'a> {
             self.error(
                 at,
                 "E105",
-                "spec.health",
+                &format!("{base}.health"),
                 "exactly one of http, grpc, tcp must be set",
             );
+        }
+        for (key, time) in [("interval", health.interval), ("timeout", health.timeout)] {
+            if time.is_some_and(|time| time.enabled().is_none()) {
+                let path = format!("{base}.health.{key}");
+                self.error(at, "E308", &path, "must be longer than 0s");
+            }
         }
     }
 

@@ -65,16 +65,14 @@ fn endpoints_table(value: &Value) -> String {
             rows.push(vec![name.clone(), "none".to_owned()]);
         }
         for endpoint in endpoints {
-            let state = match endpoint["ejectedForMs"].as_u64() {
-                Some(left) => format!("ejected for {}", clock::short(Duration::from_millis(left))),
-                None => cell(&endpoint["state"]),
-            };
             rows.push(vec![
                 name.clone(),
                 cell(&endpoint["address"]),
                 cell(&endpoint["zone"]),
+                cell(&endpoint["priority"]),
                 cell(&endpoint["weight"]),
-                state,
+                state(service, endpoint),
+                millis(&endpoint["sinceMs"]),
                 cell(&endpoint["inFlight"]),
                 cell(&endpoint["connections"]),
                 match endpoint["latencyMs"].as_f64() {
@@ -82,6 +80,7 @@ fn endpoints_table(value: &Value) -> String {
                     None => "-".to_owned(),
                 },
                 cell(&endpoint["consecutiveFailures"]),
+                cell(&endpoint["why"]),
             ]);
         }
     }
@@ -89,14 +88,29 @@ fn endpoints_table(value: &Value) -> String {
         "SERVICE",
         "ADDRESS",
         "ZONE",
+        "TIER",
         "WEIGHT",
         "STATE",
+        "SINCE",
         "IN FLIGHT",
         "CONNS",
         "LATENCY",
         "FAILURES",
+        "WHY",
     ];
     table(&headings, &rows)
+}
+
+/// Where an endpoint stands, and whether that counts.
+fn state(service: &Value, endpoint: &Value) -> String {
+    let standing = match endpoint["ejectedForMs"].as_u64() {
+        Some(left) => format!("ejected for {}", clock::short(Duration::from_millis(left))),
+        None => cell(&endpoint["standing"]),
+    };
+    match service["panic"].as_bool() {
+        Some(true) => format!("{standing} (panic: health is ignored)"),
+        _ => standing,
+    }
 }
 
 pub(crate) async fn breakers(admin: Admin, format: Format) -> Result<(), Failure> {

@@ -7,7 +7,8 @@
 //!
 //! In reading order, along the life of a request: [`sniff`] tells the protocol, [`http1`] reads
 //! and writes messages, [`path`] gives every spelling one form, [`host`] and [`route`] choose the
-//! rule, [`edit`] changes what the rule says, [`deadline`], [`limit`] and [`rate`] bound it, [`fault`] may stand in for what follows, [`balance`] with [`ejection`] chooses the endpoint,
+//! rule, [`edit`] changes what the rule says, [`deadline`], [`limit`] and [`rate`] bound it, [`fault`] may stand in for what follows, [`balance`] with [`ejection`] and [`check`] chooses
+//! the endpoint,
 //! [`breaker`] admits, [`outcome`] classifies what came back, [`retry`] with [`budget`] and
 //! [`backoff`] decides about another try. [`redelivery`] is the same for a message. [`headers`]
 //! and [`error_code`] are the words on the wire.
@@ -37,6 +38,7 @@ pub mod outcome;
 
 pub mod balance;
 pub mod breaker;
+pub mod check;
 pub mod ejection;
 mod window;
 

@@ -3,6 +3,7 @@
 //! `listen.probes` serves only health and metrics. Writes and everything that shows messages are
 //! for loopback peers only. A thin layer: each resource is made by the module that owns it.
 
+mod standing;
 mod views;
 
 use std::convert::Infallible;

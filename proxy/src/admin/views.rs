@@ -7,10 +7,12 @@ use outrigger_core::breaker::Cause;
 use outrigger_core::time::Mono;
 use serde_json::{Value, json};
 
+use crate::admin::standing::{STANDINGS, Standing};
 use crate::app::Shared;
 use crate::clock;
 use crate::snapshot::live::{Endpoint, EndpointState};
 use crate::snapshot::{Service, Snapshot, When};
+use crate::telemetry::metrics::labels_text;
 use crate::upstream::connect::Protocol;
 
 /// The answer to `GET /`.
@@ -142,7 +144,17 @@ pub(super) fn endpoints(shared: &Shared) -> Value {
 }
 
 fn endpoint_view(endpoint: &Endpoint, now: Mono) -> Value {
-    let health = &endpoint.state.health;
+    let state = &endpoint.state;
+    let health = &state.health;
+    let standing = Standing::of(endpoint, now);
+    let check = state.reasons.last_check().map(|check| {
+        json!({
+            "passed": check.failure.is_none(),
+            "why": check.failure,
+            "agoMs": now.saturating_since(check.at).as_millis(),
+            "tookMs": check.took.as_secs_f64() * 1e3,
+        })
+    });
     let ejected = health.ejected_until(now);
     json!({
         "address": endpoint.spec.addr.to_string(),
@@ -151,13 +163,18 @@ fn endpoint_view(endpoint: &Endpoint, now: Mono) -> Value {
         "priority": endpoint.spec.priority,
         "labels": &*endpoint.spec.labels,
         "state": endpoint.spec.admin.as_str(),
-        "available": endpoint.takes_requests() && health.is_available(now),
+        "available": standing.name == "available",
+        "standing": standing.name,
+        "sinceMs": now.saturating_since(standing.since).as_millis(),
+        "why": standing.why(endpoint),
         "ejectedForMs": ejected.map(|until| until.saturating_since(now).as_millis()),
         "timesEjected": health.times_ejected(),
+        "lastEjection": state.reasons.last_ejection(),
         "consecutiveFailures": health.consecutive(),
-        "inFlight": endpoint.state.load.in_flight(),
-        "latencyMs": endpoint.state.load.latency().map(|latency| latency.as_secs_f64() * 1e3),
-        "connections": endpoint.state.connections.load(Ordering::Relaxed),
+        "lastCheck": check,
+        "inFlight": state.load.in_flight(),
+        "latencyMs": state.load.latency().map(|latency| latency.as_secs_f64() * 1e3),
+        "connections": state.connections.load(Ordering::Relaxed),
     })
 }
 
@@ -220,6 +237,7 @@ pub(super) fn refresh_metrics(shared: &Shared) {
             .gauge("outrigger_in_flight", &[("service", &passthrough.name)])
             .set(f64::from(in_flight));
     }
+    let mut ejections = Vec::new();
     for service in services(&snapshot) {
         let name = ("service", &*service.name);
         let in_flight = service.state.bulkhead.current();
@@ -242,19 +260,16 @@ pub(super) fn refresh_metrics(shared: &Shared) {
             }
         }
         let set = service.state.endpoints();
-        let mut counts = [("available", 0), ("ejected", 0), ("draining", 0)];
+        let mut counts = STANDINGS.map(|name| (name, 0));
         for endpoint in &set.endpoints {
-            let ejected = endpoint.state.health.is_ejected(now);
-            let at = usize::from(ejected) + 2 * usize::from(!endpoint.takes_requests() && !ejected);
-            counts[at].1 += 1;
+            let standing = Standing::of(endpoint, now).name;
+            let of_this = counts.iter_mut().filter(|(name, _)| *name == standing);
+            of_this.for_each(|(_, count)| *count += 1);
             upstream += open(&endpoint.state);
             let address = endpoint.spec.addr.to_string();
-            metrics
-                .gauge(
-                    "outrigger_endpoint_ejected",
-                    &[name, ("endpoint", &address)],
-                )
-                .set(f64::from(u8::from(ejected)));
+            let labels = [("service", &*service.name), ("endpoint", &*address)];
+            let ejected = endpoint.state.health.is_ejected(now);
+            ejections.push((labels_text(&labels), f64::from(u8::from(ejected))));
         }
         metrics
             .gauge("outrigger_balancer_panic", &[name])
@@ -275,6 +290,7 @@ pub(super) fn refresh_metrics(shared: &Shared) {
                 .set(opened);
         }
     }
+    metrics.set_passing("outrigger_endpoint_ejected", ejections);
     metrics
         .gauge("outrigger_connections", &[("side", "upstream")])
         .set(upstream as f64);

@@ -157,6 +157,7 @@ impl Compiler<'_> {
             algorithm: endpoints::algorithm(&policy.load_balancer),
             balance: endpoints::balance(&policy.load_balancer),
             subsets: self.subsets.get(name).cloned().unwrap_or_default(),
+            checks: endpoints::checks(name, spec, &policy).map(Arc::new),
             limits: limits(&policy),
             max_request_body: *policy.limits.max_request_body,
             rules: set,
@@ -364,6 +365,7 @@ impl Compiler<'_> {
             algorithm: Algorithm::RoundRobin,
             balance: balance::Params::default(),
             subsets: Vec::new(),
+            checks: None,
             limits: limits(policy),
             max_request_body: *policy.limits.max_request_body,
             rules: RuleSet::new(vec![Vec::new()]),
@@ -603,7 +605,7 @@ fn queue(name: &impl ToString, spec: &QueueSpec) -> Queue {
     }
 }
 
-fn codes(listed: &[CodeOrClass]) -> CodeSet {
+pub(super) fn codes(listed: &[CodeOrClass]) -> CodeSet {
     listed.iter().fold(CodeSet::EMPTY, |set, code| match code {
         CodeOrClass::Code(code) => set.with(*code),
         CodeOrClass::Class(class) => set.union(CodeSet::class(u16::from(*class))),

@@ -1,5 +1,5 @@
 //! What the config says of a service's endpoints: the static list, how they are picked, and which
-//! parts of them routes ask for.
+//! parts of them routes ask for, and how they are checked.
 //!
 //! Stands on the life of a config update, beside [`compile`](super::compile).
 
@@ -8,16 +8,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::HeaderName;
-use outrigger_config::effective::LoadBalancer;
+use outrigger_config::effective::{LoadBalancer, ServicePolicy};
 use outrigger_config::model::{
     self, BalanceAlgorithm, EndpointState, Locality, MeshService, StaticEndpoint,
 };
 use outrigger_config::units::{Dur, KeySource};
 use outrigger_config::{MeshConfig, NamespacedName};
-use outrigger_core::balance;
+use outrigger_core::codes::CodeSet;
+use outrigger_core::{balance, check};
 
+use crate::health::{Checks, Probe};
 use crate::snapshot::Algorithm;
 use crate::snapshot::affinity::{Affinity, HashKey, SessionCookie};
+use crate::snapshot::compile::codes;
 use crate::snapshot::live::{AdminState, EndpointSpec, Labels};
 use crate::snapshot::mutual;
 
@@ -104,6 +107,44 @@ fn affinity(spec: &LoadBalancer) -> Affinity {
         max_load_percent: *spec.max_load_percent,
         session,
     }
+}
+
+/// The active checks of a service.
+pub(super) fn checks(
+    name: &NamespacedName,
+    spec: &MeshService,
+    policy: &ServicePolicy,
+) -> Option<Checks> {
+    let health = &policy.health.as_ref()?.value;
+    let names = spec.hostnames_or_default(name);
+    let host = |listed: &Option<String>| {
+        let default = || names.first().cloned().unwrap_or_default();
+        listed.clone().unwrap_or_else(default)
+    };
+    let probe = match (&health.http, &health.grpc) {
+        (Some(http), _) => Probe::Http {
+            path: http.path.clone(),
+            host: host(&http.host),
+            codes: match &http.codes {
+                Some(listed) => codes(listed),
+                None => CodeSet::class(2),
+            },
+        },
+        (None, Some(grpc)) => Probe::Grpc {
+            service: grpc.service.clone().unwrap_or_default(),
+            host: host(&grpc.host),
+        },
+        (None, None) => Probe::Tcp,
+    };
+    let default = check::Params::default();
+    // `check` refuses 0s.
+    let params = check::Params {
+        interval: health.interval.map_or(default.interval, |time| time.0),
+        timeout: health.timeout.map_or(default.timeout, |time| time.0),
+        unhealthy_after: health.unhealthy_after.unwrap_or(default.unhealthy_after),
+        healthy_after: health.healthy_after.unwrap_or(default.healthy_after),
+    };
+    Some(Checks { probe, params })
 }
 
 /// The settings that every algorithm has.

@@ -9,8 +9,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use outrigger_core::balance::{EndpointLoad, Layout, Member, Ring};
@@ -19,6 +20,7 @@ use outrigger_core::budget::RetryBudget;
 use outrigger_core::bulkhead::Bulkhead;
 use outrigger_core::ejection::{EjectionGate, EndpointHealth};
 use outrigger_core::rate::Rates;
+use outrigger_core::time::Mono;
 
 use crate::clock;
 use crate::identity::peers::Peers;
@@ -139,8 +141,11 @@ impl ServiceState {
         let endpoint = |spec: EndpointSpec| {
             let state = match known.get(&spec.addr) {
                 Some(known) => {
-                    if spec.admin == AdminState::Serving && known.spec.admin != spec.admin {
-                        known.state.health.warm_up(now);
+                    if known.spec.admin != spec.admin {
+                        known.state.moved_at.store(now.as_nanos(), Relaxed);
+                        if spec.admin == AdminState::Serving {
+                            known.state.health.warm_up(now);
+                        }
                     }
                     Arc::clone(&known.state)
                 }
@@ -148,6 +153,7 @@ impl ServiceState {
                 None if known.is_empty() => Arc::default(),
                 None => Arc::new(EndpointState {
                     health: EndpointHealth::appeared(now),
+                    moved_at: AtomicU64::new(now.as_nanos()),
                     ..EndpointState::default()
                 }),
             };
@@ -388,6 +394,58 @@ pub struct EndpointState {
     pub health: EndpointHealth,
     /// Our connections to it, over all workers.
     pub connections: Arc<AtomicUsize>,
+    /// Why it is or was passed over, for people.
+    pub reasons: Reasons,
+    /// When the registry last changed its state, in nanoseconds of [`Mono`].
+    moved_at: AtomicU64,
+}
+
+impl EndpointState {
+    /// When the registry last changed its state; the beginning of time when it never did.
+    pub fn moved_at(&self) -> Mono {
+        Mono::from_nanos(self.moved_at.load(Relaxed))
+    }
+}
+
+/// Why an endpoint is or was passed over. Written when that changes and by checks, never by a
+/// request that succeeds.
+#[derive(Default)]
+pub struct Reasons {
+    ejected: Mutex<Option<String>>,
+    checked: Mutex<Option<Checked>>,
+}
+
+/// The latest active check of an endpoint.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// When it ended.
+    pub at: Mono,
+    /// How long it took.
+    pub took: Duration,
+    /// Why it failed, if it did.
+    pub failure: Option<String>,
+}
+
+impl Reasons {
+    /// It is ejected for this reason.
+    pub fn ejected(&self, why: String) {
+        *lock(&self.ejected) = Some(why);
+    }
+
+    /// This is what the latest check found; none when it is no longer checked.
+    pub fn checked(&self, found: Option<Checked>) {
+        *lock(&self.checked) = found;
+    }
+
+    /// Why it was last ejected.
+    pub fn last_ejection(&self) -> Option<String> {
+        lock(&self.ejected).clone()
+    }
+
+    /// The latest check.
+    pub fn last_check(&self) -> Option<Checked> {
+        lock(&self.checked).clone()
+    }
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use outrigger_core::route::RuleSet;
 use outrigger_core::{balance, breaker, budget, ejection, redelivery, retry};
 
 use crate::bulkhead;
+use crate::health::Checks;
 use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
@@ -147,6 +148,8 @@ pub struct Service {
     pub balance: balance::Params,
     /// Which parts of its endpoints routes ask for.
     pub subsets: Vec<Labels>,
+    /// Active health checks, when there are any.
+    pub checks: Option<Arc<Checks>>,
     /// The bulkhead: requests in flight and waiting.
     pub limits: bulkhead::Limits,
     /// Bytes of a request's body at most; none is unlimited.

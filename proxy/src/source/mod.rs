@@ -119,6 +119,7 @@ impl Applier {
             }
         }
         snapshot.index_endpoints();
+        self.shared.checks.tell();
     }
 
     fn publish(&mut self, config: MeshConfig, version: &str, registry: &Registry) {
@@ -139,6 +140,7 @@ impl Applier {
         snapshot.index_endpoints();
         shared.queues.ensure_open(&snapshot);
         shared.store.swap(snapshot);
+        shared.checks.tell();
         shared.metrics.set_config_version(version);
         info!(version, generation = self.generation, "config applied");
     }

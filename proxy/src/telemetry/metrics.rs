@@ -7,9 +7,10 @@
 //!
 //! There is no global recorder: several sidecars live in one process under test.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
@@ -45,14 +46,14 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "How often the breaker of a service opened since start.",
     ),
     (
-        "outrigger_endpoint_ejected",
-        Kind::Gauge,
-        "1 while an endpoint is taken out of picking.",
-    ),
-    (
         "outrigger_endpoints",
         Kind::Gauge,
-        "Endpoints known for a service, by state.",
+        "Endpoints known for a service: available, ejected, unhealthy, draining or disabled.",
+    ),
+    (
+        "outrigger_health_checks_total",
+        Kind::Counter,
+        "Active health checks, by result: passed or failed.",
     ),
     (
         "outrigger_balancer_panic",
@@ -232,6 +233,15 @@ const HISTOGRAMS: &[(&str, &str)] = &[
     ),
 ];
 
+/// Gauges of what comes and goes. Rendered by hand: the exporter cannot forget a series.
+const PASSING: &[(&str, &str)] = &[(
+    "outrigger_endpoint_ejected",
+    "1 while an endpoint is taken out of picking.",
+)];
+
+/// The series of one gauge: labels as text, and the value.
+type Series = Vec<(String, f64)>;
+
 #[derive(Clone, Copy)]
 enum Kind {
     Counter,
@@ -244,6 +254,7 @@ pub struct Metrics {
     handle: PrometheusHandle,
     process: metrics_process::Collector,
     histograms: Mutex<Vec<(String, String, Arc<Histogram>)>>,
+    passing: Mutex<HashMap<&'static str, Series>>,
     /// Rendered by hand: the exporter cannot forget the series of an old version.
     config_version: Mutex<Option<String>>,
 }
@@ -273,6 +284,7 @@ impl Metrics {
             handle,
             process,
             histograms: Mutex::default(),
+            passing: Mutex::default(),
             config_version: Mutex::default(),
         };
         metrics
@@ -300,11 +312,7 @@ impl Metrics {
 
     /// The histogram of these labels, made when it does not exist.
     pub fn histogram(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Arc<Histogram> {
-        let labels = labels
-            .iter()
-            .map(|(label, value)| format!("{label}=\"{}\"", escape(value)))
-            .collect::<Vec<_>>()
-            .join(",");
+        let labels = labels_text(labels);
         let mut known = self
             .histograms
             .lock()
@@ -316,6 +324,11 @@ impl Metrics {
         let histogram = Arc::new(Histogram::default());
         known.push((name.to_owned(), labels, Arc::clone(&histogram)));
         histogram
+    }
+
+    /// All series there are now of a gauge whose labels come and go, such as endpoints.
+    pub fn set_passing(&self, name: &'static str, series: Series) {
+        lock(&self.passing).insert(name, series);
     }
 
     /// The version of the mesh config in force.
@@ -345,10 +358,17 @@ impl Metrics {
                 escape(version)
             );
         }
-        let known = self
-            .histograms
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let passing = lock(&self.passing);
+        for (name, help) in PASSING {
+            let Some(series) = passing.get(name).filter(|series| !series.is_empty()) else {
+                continue;
+            };
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+            for (labels, value) in series {
+                let _ = writeln!(text, "{name}{{{labels}}} {value}");
+            }
+        }
+        let known = lock(&self.histograms);
         for (name, help) in HISTOGRAMS {
             let mut head = false;
             for (_, labels, histogram) in known.iter().filter(|(n, _, _)| n == name) {
@@ -361,6 +381,20 @@ impl Metrics {
         }
         text
     }
+}
+
+/// Labels as the text format writes them.
+pub fn labels_text(labels: &[(&'static str, &str)]) -> String {
+    let labels = labels.iter();
+    let labels: Vec<String> = labels
+        .map(|(label, value)| format!("{label}=\"{}\"", escape(value)))
+        .collect();
+    labels.join(",")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that is done under these locks can leave them half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_core::ejection::EjectRequest;
 use outrigger_core::outcome::{Observed, Outcome};
 use outrigger_core::time::Mono;
 use tracing::warn;
@@ -117,8 +118,8 @@ impl EndpointUse {
             self.state.load.finish(now, self.latency());
         }
         let params = &self.service.ejection;
-        if self.state.health.record(params, now, outcome).is_some() {
-            self.eject(now);
+        if let Some(request) = self.state.health.record(params, now, outcome) {
+            self.eject(now, &request, observed);
         }
     }
 
@@ -127,25 +128,56 @@ impl EndpointUse {
         self.head.map(|head| head.saturating_since(self.started))
     }
 
-    fn eject(&self, now: Mono) {
+    fn eject(&self, now: Mono, request: &EjectRequest, last: &Observed) {
         let service = &self.service.state;
         let set = service.endpoints();
         let until = service
             .gate
             .try_eject(&self.service.ejection, now, &self.state.health, || {
                 let serving = || {
-                    set.endpoints
-                        .iter()
-                        .filter(|endpoint| endpoint.takes_requests())
+                    // Those that checks call unhealthy are out already: the last of the others
+                    // stays.
+                    set.endpoints.iter().filter(|endpoint| {
+                        endpoint.takes_requests() && !endpoint.state.health.is_checked_unhealthy()
+                    })
                 };
                 let ejected = serving().filter(|endpoint| endpoint.state.health.is_ejected(now));
                 (ejected.count(), serving().count())
             });
         if let Some(until) = until {
             let seconds = until.saturating_since(now).as_secs_f64();
-            warn!(service = service.name, endpoint = %self.addr, seconds, "endpoint ejected");
+            let why = format!(
+                "{} failures in a row, the last: {}",
+                request.consecutive,
+                told(last)
+            );
+            warn!(service = service.name, endpoint = %self.addr, seconds, why, "endpoint ejected");
+            self.state.reasons.ejected(why);
         }
     }
+}
+
+/// A failure, for a person.
+fn told(observed: &Observed) -> String {
+    let text = match observed {
+        Observed::Head { status, grpc } => {
+            return match grpc {
+                Some(code) => format!("answered {}", code.name()),
+                None => format!("answered {}", status.as_u16()),
+            };
+        }
+        Observed::ConnectFailed => "no connection",
+        Observed::Unsent => "closed before the request was sent",
+        Observed::RefusedStream => "refused the stream",
+        Observed::ResetBeforeResponse => "broke off before its answer",
+        Observed::ResetInBody => "broke off in its answer",
+        Observed::PerTryTimeout => "no answer within timeouts.perTry",
+        Observed::RequestTimeout => "no answer within timeouts.request",
+        Observed::CallerDeadline => "no answer before the caller's deadline",
+        Observed::CallerGone => "the caller left",
+        Observed::Protocol => "its bytes were not HTTP",
+    };
+    text.to_owned()
 }
 
 impl Drop for EndpointUse {

@@ -6,6 +6,7 @@ mod bulkhead;
 mod deadlines;
 mod drain;
 mod headers;
+mod health;
 mod protocols;
 mod races;
 mod retries;
