@@ -12,8 +12,8 @@ use crate::config::{MeshConfig, RuleRef};
 use crate::model::{
     AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, ConnectionSpec, DeliverySpec,
     EjectionSpec, FailureOnSpec, FailureRateSpec, FaultSpec, GrpcAck, HeaderEdits, HealthSpec,
-    IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService, OnDead,
-    PermanentSpec, QueueBackend, QueueSpec, RateLimitSpec, RedirectSpec, RespondStep,
+    IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService, MirrorSpec,
+    OnDead, PermanentSpec, QueueBackend, QueueSpec, RateLimitSpec, RedirectSpec, RespondStep,
     RetryBudgetSpec, RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, RuleLimitsSpec,
     Secrets, SessionCookieSpec, TimeoutsSpec, UnknownOutcome,
 };
@@ -100,6 +100,10 @@ pub struct Features {
     pub request_headers: Option<Setting<HeaderEdits>>,
     /// Edits of the response's headers.
     pub response_headers: Option<Setting<HeaderEdits>>,
+    /// What decides which backend takes a request.
+    pub split_key: Option<Setting<KeySource>>,
+    /// A copy of some requests.
+    pub mirror: Option<Setting<MirrorSpec>>,
     /// Faults on purpose.
     pub fault: Option<Setting<FaultSpec>>,
     /// A fixed answer.
@@ -609,6 +613,8 @@ fn features(rule: &Rule, policies: &[(&NamespacedName, &RoutePolicy)]) -> Featur
         rate_limit: whole!(rate_limit),
         request_headers: whole!(request_headers),
         response_headers: whole!(response_headers),
+        split_key: whole!(split_key),
+        mirror: whole!(mirror),
         fault: whole!(fault),
         respond: whole!(respond),
         redirect: rule.redirect.clone(),

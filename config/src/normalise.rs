@@ -264,6 +264,8 @@ fn filters(
                     Some(MirrorSpec {
                         service,
                         percent: mirror.percent,
+                        max_body: None,
+                        max_in_flight: None,
                     })
                 });
                 mirror.is_some()

@@ -15,7 +15,6 @@ const OF_A_RULE: &[&str] = &[
     "async.idempotency.header",
     "async.idempotency.onUnknown",
     "onUnavailable",
-    "mirror",
     "cache",
 ];
 
@@ -39,7 +38,7 @@ const OF_A_QUEUE: &[&str] = &[
 ];
 
 /// Paths under a Gateway API rule.
-const OF_A_GATEWAY_RULE: &[&str] = &["filters[*].requestMirror"];
+const OF_A_GATEWAY_RULE: &[&str] = &[];
 
 /// Keys of a sidecar's bootstrap file.
 pub(crate) const OF_A_PROXY: &[&str] =

@@ -639,6 +639,11 @@ fn warnings() {
         &["3 @abort spec.rules[0].fault.abort: exactly one of status, grpc must be set"],
     );
     check(
+        "E106",
+        &route("{splitKey: Source}"),
+        &["3 @Source spec.rules[0].splitKey: expected header:NAME or cookie:NAME, found Source"],
+    );
+    check(
         "E323",
         &route("{respond: {status: 503}, redirect: {statusCode: 301}}"),
         &["3 @respond spec.rules[0].respond: redirect and respond exclude each other"],

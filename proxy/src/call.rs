@@ -25,13 +25,14 @@ use outrigger_core::headers::{self, StripPolicy};
 use outrigger_core::host::parse_authority;
 use outrigger_core::retry::{self, RequestFacts};
 use outrigger_core::route::RequestView;
-use outrigger_core::{deadline, time::Mono};
+use outrigger_core::{deadline, split, time::Mono};
 
 use self::affinity::Affinity;
 use crate::clock;
 use crate::deadline::Deadline;
 use crate::destination::{self, Fixed, Wish};
 use crate::error::ProxyError;
+use crate::features::mirror::Duplicate;
 use crate::http::body::{Replay, RequestBody, ResponseBody, Upload};
 use crate::http::context::{Caller, Connection};
 use crate::http::incoming::Incoming;
@@ -86,6 +87,8 @@ pub struct Call {
     pub probe: bool,
     /// Whether faults of its route may meet it.
     pub faulty: bool,
+    /// A copy that goes to another service when the request has ended.
+    pub duplicate: Option<Box<Duplicate>>,
     caller_timeout: Option<Duration>,
     /// Which endpoints of its service it asks for, when not any.
     affinity: Option<Box<Affinity>>,
@@ -174,6 +177,7 @@ impl Call {
             probe: false,
             faulty: false,
             affinity: None,
+            duplicate: None,
             prepared: HeaderMap::new(),
             keyed: false,
             peer_attempt: 0,
@@ -287,12 +291,14 @@ impl Call {
             [] => None,
             [only] => Some(only),
             several => {
-                let mut at = self.worker.rng().u32(..route.total_weight.max(1));
-                several.iter().find(|backend| {
-                    let here = at < backend.weight;
-                    at = at.wrapping_sub(backend.weight);
-                    here
-                })
+                let total = route.total_weight.max(1);
+                let key = route.split_key.as_ref();
+                let point = match key.and_then(|key| key.of(&self.parts.headers)) {
+                    Some(key) => split::point(key, total),
+                    None => self.worker.rng().u32(..total),
+                };
+                let weights = several.iter().map(|backend| backend.weight);
+                split::pick(weights, point).and_then(|at| several.get(at))
             }
         };
         let backend = chosen.and_then(|backend| self.snapshot.services.get(backend.service));
@@ -463,11 +469,14 @@ impl Call {
 
     /// The body in the form in which it can be sent as often as the route allows.
     pub fn body(&mut self, payload: Payload, route: &Route) -> OutgoingBody {
+        if self.duplicate.is_some() {
+            self.copy_body(&payload);
+        }
         match payload {
             Payload::Stored(bytes) if bytes.is_empty() => OutgoingBody::Empty,
             Payload::Stored(bytes) => OutgoingBody::Stored(bytes),
             Payload::Prefixed(read, incoming) => {
-                self.upload = Upload::new(clock::now(), false);
+                self.upload = Upload::copying(clock::now(), self.duplicate.take());
                 self.upload.limit(self.max_request_body);
                 let upload = Rc::clone(&self.upload);
                 let body = RequestBody::Prefixed(read.into(), incoming, upload);
@@ -475,7 +484,7 @@ impl Call {
             }
             Payload::Downstream(incoming) if incoming.is_end_stream() => OutgoingBody::Empty,
             Payload::Downstream(incoming) => {
-                self.upload = Upload::new(self.start, false);
+                self.upload = Upload::copying(self.start, self.duplicate.take());
                 self.upload.limit(self.max_request_body);
                 let upload = Rc::clone(&self.upload);
                 let cap = route.retry.max_body_bytes;
@@ -485,6 +494,26 @@ impl Call {
                 }
                 OutgoingBody::Replay(Replay::new(&self.worker, incoming, cap, upload))
             }
+        }
+    }
+
+    /// Hands to the copy what of the body is here already; sends it when that is all.
+    fn copy_body(&mut self, payload: &Payload) {
+        let Some(mut duplicate) = self.duplicate.take() else {
+            return;
+        };
+        match payload {
+            Payload::Stored(bytes) => duplicate.data(bytes),
+            Payload::Prefixed(read, _) => read.iter().for_each(|data| duplicate.data(data)),
+            Payload::Downstream(_) => {}
+        }
+        match payload {
+            Payload::Downstream(incoming) | Payload::Prefixed(_, incoming)
+                if !incoming.is_end_stream() =>
+            {
+                self.duplicate = Some(duplicate);
+            }
+            _ => duplicate.send(),
         }
     }
 

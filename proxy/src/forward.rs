@@ -181,7 +181,7 @@ pub async fn exchange(
     }
     call.prepare_headers();
     if let Some(features) = &route.features {
-        features::prepare(call, features);
+        features::prepare(call, route, features);
     }
     let mut body = call.body(payload, route);
     let deadline = Deadline::new(call, route);

@@ -242,6 +242,8 @@ pub struct RoutePolicy {
     pub request_headers: Option<HeaderEdits>,
     /// Edits of the response's headers.
     pub response_headers: Option<HeaderEdits>,
+    /// What decides which backend takes a request: `header:NAME` or `cookie:NAME`.
+    pub split_key: Option<KeySource>,
     /// A fixed answer; no service is asked.
     pub respond: Option<RespondStep>,
     /// A copy of some requests.

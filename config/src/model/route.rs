@@ -34,6 +34,9 @@ pub struct Rule {
     /// Shared out by weight. Default: the service that was called.
     #[serde(default)]
     pub backends: Vec<Backend>,
+    /// What decides which backend takes a request: `header:NAME` or `cookie:NAME`; the same value
+    /// always goes to the same backend. Default: chance, also for requests without it.
+    pub split_key: Option<KeySource>,
     /// Time limits.
     pub timeouts: Option<TimeoutsSpec>,
     /// Retries.
@@ -372,6 +375,11 @@ pub struct MirrorSpec {
     pub service: Reference,
     /// Default 100.
     pub percent: Option<Percent>,
+    /// A request with a larger body is not copied. Default 64KiB.
+    pub max_body: Option<ByteSize>,
+    /// Copies on their way at a time; further requests are not copied. Default 100.
+    #[schemars(range(min = 1))]
+    pub max_in_flight: Option<u32>,
 }
 
 /// Faults on purpose; they never switch off timeouts or retries. Each try draws anew.

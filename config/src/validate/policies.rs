@@ -75,6 +75,7 @@ impl Checks<'_> {
             self.contract(at, "spec", policy.contract.as_ref());
             self.fallback(at, "spec", policy.on_unavailable.as_deref());
             self.respond(at, "spec.respond", policy.respond.as_ref());
+            self.split_key(at, "spec", policy.split_key.as_ref());
             self.mirror(at, "spec", policy.mirror.as_ref());
             self.fault(at, "spec", policy.fault.as_ref());
             self.headers(at, "spec.requestHeaders", policy.request_headers.as_ref());

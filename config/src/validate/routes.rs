@@ -124,6 +124,7 @@ impl<'a> Checks<'a> {
         self.rate_limit(at, &base, rule.rate_limit.as_ref());
         self.contract(at, &base, rule.contract.as_ref());
         self.fallback(at, &base, rule.on_unavailable.as_deref());
+        self.split_key(at, &base, rule.split_key.as_ref());
         self.mirror(at, &base, rule.mirror.as_ref());
         self.fault(at, &base, rule.fault.as_ref());
         self.headers(

@@ -127,6 +127,15 @@ impl Checks<'_> {
         }
     }
 
+    pub(super) fn split_key(&mut self, at: Subject<'_>, base: &str, key: Option<&KeySource>) {
+        if let Some(key) = key
+            && !matches!(key, KeySource::Header(_) | KeySource::Cookie(_))
+        {
+            let message = format!("expected header:NAME or cookie:NAME, found {key}");
+            self.error(at, "E106", &format!("{base}.splitKey"), message);
+        }
+    }
+
     pub(super) fn fault(&mut self, at: Subject<'_>, base: &str, spec: Option<&FaultSpec>) {
         let Some(spec) = spec else { return };
         for (n, header) in spec.headers.iter().enumerate() {

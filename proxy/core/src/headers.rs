@@ -41,6 +41,8 @@ names! {
     FALLBACK = "outrigger-fallback";
     /// Why a call did not become a message.
     ASYNC = "outrigger-async";
+    /// On a copy of a request: the route that had it made.
+    MIRROR = "outrigger-mirror";
     /// The message's id.
     MESSAGE_ID = "outrigger-message-id";
     /// The number of the delivery, from 1.

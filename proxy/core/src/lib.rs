@@ -7,8 +7,9 @@
 //!
 //! In reading order, along the life of a request: [`sniff`] tells the protocol, [`http1`] reads
 //! and writes messages, [`path`] gives every spelling one form, [`host`] and [`route`] choose the
-//! rule, [`edit`] changes what the rule says, [`deadline`], [`limit`] and [`rate`] bound it, [`fault`] may stand in for what follows, [`balance`] with [`ejection`] and [`check`] chooses
-//! the endpoint,
+//! rule and [`split`] its backend, [`edit`] changes what the rule says, [`deadline`], [`limit`]
+//! and [`rate`] bound it, [`fault`] may stand in for what follows, [`balance`] with [`ejection`]
+//! and [`check`] chooses the endpoint,
 //! [`breaker`] admits, [`outcome`] classifies what came back, [`retry`] with [`budget`] and
 //! [`backoff`] decides about another try. [`redelivery`] is the same for a message. [`headers`]
 //! and [`error_code`] are the words on the wire.
@@ -26,6 +27,7 @@ pub mod path;
 pub mod route;
 pub mod sniff;
 pub mod spiffe;
+pub mod split;
 
 pub mod bulkhead;
 pub mod deadline;

@@ -6,6 +6,7 @@
 
 mod direct;
 pub mod fault;
+pub mod mirror;
 pub mod rate;
 
 use std::sync::Arc;
@@ -61,7 +62,7 @@ pub async fn serve(
 }
 
 /// Edits what goes to the service; the route was chosen by what came.
-pub fn prepare(call: &mut Call, features: &Features) {
+pub fn prepare(call: &mut Call, route: &Arc<Route>, features: &Features) {
     if let Some(fault) = &features.fault {
         call.faulty = fault.params.concerns(call.fields());
     }
@@ -70,5 +71,8 @@ pub fn prepare(call: &mut Call, features: &Features) {
     }
     if let Some(rewrite) = &features.rewrite {
         call.rewrite(rewrite);
+    }
+    if let Some(mirror) = &features.mirror {
+        call.duplicate = mirror::begin(call, route, mirror);
     }
 }

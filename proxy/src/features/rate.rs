@@ -87,6 +87,10 @@ fn take(call: &Call, limit: &RateLimit) -> Result<Room, Duration> {
         // All calls of our application are one caller's.
         RateKey::Identity if call.direction == Direction::Outbound => rates.take(params, now),
         // A peer without an identity is told by its address.
+        RateKey::Identity if call.caller.is_some() => {
+            let caller = call.caller.as_ref();
+            for_key(caller.map_or(b"", |caller| caller.id.as_str().as_bytes()))
+        }
         RateKey::Identity => match call.peer.ip().to_canonical() {
             std::net::IpAddr::V4(ip) => for_key(&ip.octets()),
             std::net::IpAddr::V6(ip) => for_key(&ip.octets()),

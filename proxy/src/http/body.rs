@@ -19,6 +19,7 @@ use outrigger_core::time::Mono;
 
 use crate::clock;
 use crate::deadline::{Cut, Limits};
+use crate::features::mirror::Duplicate;
 use crate::http::incoming::{Incoming, PeerError};
 use crate::http::observe::{Ending, Observation};
 use crate::http::respond;
@@ -42,7 +43,6 @@ pub enum BodyError {
 
 /// How far the downstream's request body has come, shared between the body (which moves it) and
 /// the attempt (which decides what a timeout or a failure means).
-#[derive(Debug)]
 pub struct Upload {
     last: Cell<Mono>,
     ended: Cell<bool>,
@@ -50,6 +50,8 @@ pub struct Upload {
     starved: Cell<bool>,
     bytes: Cell<u64>,
     most: Cell<u64>,
+    /// Who gets a copy; none for most requests.
+    copy: Option<RefCell<Option<Box<Duplicate>>>>,
 }
 
 impl Upload {
@@ -62,7 +64,17 @@ impl Upload {
             starved: Cell::new(false),
             bytes: Cell::new(0),
             most: Cell::new(u64::MAX),
+            copy: None,
         })
+    }
+
+    /// An upload that starts at `now`, of which `copy` gets a copy if there is one.
+    pub fn copying(now: Mono, copy: Option<Box<Duplicate>>) -> Rc<Self> {
+        let mut upload = Self::new(now, false);
+        if let (Some(copy), Some(upload)) = (copy, Rc::get_mut(&mut upload)) {
+            upload.copy = Some(RefCell::new(Some(copy)));
+        }
+        upload
     }
 
     /// Breaks the upload off once more than `most` bytes have come.
@@ -132,6 +144,26 @@ impl Upload {
             }
             Some(Err(_)) => self.failed.set(true),
             None => self.ended.set(true),
+        }
+        if let Some(copy) = &self.copy {
+            self.copy(copy, polled);
+        }
+    }
+
+    fn copy(
+        &self,
+        copy: &RefCell<Option<Box<Duplicate>>>,
+        polled: &Option<Result<Frame<Bytes>, PeerError>>,
+    ) {
+        let mut copy = copy.borrow_mut();
+        let frame = polled.as_ref().and_then(|polled| polled.as_ref().ok());
+        if let (Some(copy), Some(data)) = (copy.as_mut(), frame.and_then(Frame::data_ref)) {
+            copy.data(data);
+        }
+        if self.ended.get()
+            && let Some(copy) = copy.take()
+        {
+            copy.send();
         }
     }
 }

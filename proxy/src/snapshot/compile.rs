@@ -200,11 +200,17 @@ impl Compiler<'_> {
                 route: &name,
                 direction: Direction::Outbound,
                 state: &state,
+                service: &|name| self.indices.get(name).copied(),
             },
         );
         Route {
             id,
             total_weight: backends.iter().map(|backend| backend.weight).sum(),
+            split_key: policy
+                .features
+                .split_key
+                .as_deref()
+                .and_then(features::compile_split_key),
             backends,
             timeouts: Timeouts {
                 connect: connect_override(policy),
@@ -265,6 +271,7 @@ impl Compiler<'_> {
                 route: &name,
                 direction: Direction::Inbound,
                 state: &self.shared.live.route(&format!("(inbound) {name}")),
+                service: &|_| None,
             };
             Some(features::compile_rate_limit(spec, &of))
         };
@@ -321,6 +328,7 @@ impl Compiler<'_> {
             id,
             backends: Vec::new(),
             total_weight: 0,
+            split_key: None,
             // Inbound, the caller's sidecar limits the request and only a dead application is
             // noticed; a destination outside the mesh takes the time it takes without it.
             timeouts: Timeouts {

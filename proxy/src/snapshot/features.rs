@@ -7,9 +7,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::COOKIE;
 use http::uri::Authority;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use metrics::Counter;
+use outrigger_config::NamespacedName;
 use outrigger_config::effective;
 use outrigger_config::model::{self, PathEditType};
 use outrigger_config::units::KeySource;
@@ -37,8 +39,30 @@ pub struct Features {
     pub response_headers: Option<HeaderEdits>,
     /// A change of host or path.
     pub rewrite: Option<Rewrite>,
+    /// A copy of some requests.
+    pub mirror: Option<Mirror>,
     /// Faults on purpose.
     pub fault: Option<Fault>,
+}
+
+/// Where copies of requests go, and what became of them.
+pub struct Mirror {
+    /// Index into [`Snapshot::services`](crate::snapshot::Snapshot::services).
+    pub service: usize,
+    /// How many requests are copied.
+    pub share: fault::Share,
+    /// Larger bodies are not copied.
+    pub max_body: usize,
+    /// Copies on their way, at most.
+    pub max_in_flight: u32,
+    /// Copies that were answered.
+    pub sent: Counter,
+    /// Copies that were not.
+    pub failed: Counter,
+    /// Requests not copied for their body.
+    pub too_large: Counter,
+    /// Requests not copied for the copies under way.
+    pub limited: Counter,
 }
 
 /// How often a route may be called.
@@ -69,6 +93,45 @@ pub enum RateKey {
     Identity,
     /// The value of a header; requests without it are one.
     Header(HeaderName),
+}
+
+/// `splitKey`.
+pub enum SplitKey {
+    /// The value of a header.
+    Header(HeaderName),
+    /// The value of a cookie.
+    Cookie(String),
+}
+
+/// What decides which backend takes a request.
+pub fn compile_split_key(key: &KeySource) -> Option<SplitKey> {
+    match key {
+        KeySource::Header(name) => HeaderName::from_bytes(name.as_bytes())
+            .ok()
+            .map(SplitKey::Header),
+        KeySource::Cookie(name) => Some(SplitKey::Cookie(name.clone())),
+        // The others were refused.
+        _ => None,
+    }
+}
+
+impl SplitKey {
+    /// The key of a request with these fields.
+    pub fn of<'a>(&self, fields: &'a HeaderMap) -> Option<&'a [u8]> {
+        match self {
+            Self::Header(name) => fields.get(name).map(HeaderValue::as_bytes),
+            Self::Cookie(name) => cookie(fields, name),
+        }
+    }
+}
+
+/// The value of a cookie (RFC 6265 §4.2.1).
+fn cookie<'a>(fields: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    let values = fields.get_all(COOKIE).into_iter();
+    let pairs = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
+    pairs
+        .map(<[u8]>::trim_ascii)
+        .find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
 /// The rules of the workload's own service, and which of them have a limit.
@@ -129,6 +192,8 @@ pub struct Of<'a> {
     pub direction: Direction,
     /// What outlives the snapshot.
     pub state: &'a Arc<RouteState>,
+    /// The place of a service in the snapshot.
+    pub service: &'a dyn Fn(&NamespacedName) -> Option<usize>,
 }
 
 /// The features of a rule; none when it has none.
@@ -137,6 +202,9 @@ pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features
         rate_limit,
         request_headers,
         response_headers,
+        // The pick of a backend comes before all of these.
+        split_key: _,
+        mirror,
         fault,
         respond,
         redirect,
@@ -159,6 +227,7 @@ pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features
             host: spec.hostname.as_deref().and_then(authority),
             path: spec.path.as_ref().and_then(|edit| path_edit(edit, prefix)),
         }),
+        mirror: mirror.as_deref().and_then(|spec| compile_mirror(spec, of)),
         fault: fault.as_deref().map(|spec| compile_fault(spec, of)),
     };
     features.any().then(|| Box::new(features))
@@ -172,6 +241,7 @@ impl Features {
             request_headers,
             response_headers,
             rewrite,
+            mirror,
             fault,
         } = self;
         rate_limit.is_some()
@@ -179,6 +249,7 @@ impl Features {
             || request_headers.is_some()
             || response_headers.is_some()
             || rewrite.is_some()
+            || mirror.is_some()
             || fault.is_some()
     }
 }
@@ -233,6 +304,24 @@ pub fn compile_rate_limit(spec: &model::RateLimitSpec, of: &Of<'_>) -> RateLimit
         limited: of.metrics.counter("outrigger_rate_limited_total", &labels),
         state: Arc::clone(of.state),
     }
+}
+
+fn compile_mirror(spec: &model::MirrorSpec, of: &Of<'_>) -> Option<Mirror> {
+    let counter = |outcome: &str| {
+        let labels = [("route", of.route), ("outcome", outcome)];
+        of.metrics.counter("outrigger_mirrored_total", &labels)
+    };
+    let max_body = spec.max_body.map_or(64 << 10, |size| size.0);
+    Some(Mirror {
+        service: (of.service)(&spec.service.target())?,
+        share: Share(spec.percent.map_or(100, |percent| percent.0)),
+        max_body: usize::try_from(max_body).unwrap_or(usize::MAX),
+        max_in_flight: spec.max_in_flight.unwrap_or(100),
+        sent: counter("sent"),
+        failed: counter("failed"),
+        too_large: counter("body_too_large"),
+        limited: counter("limit_reached"),
+    })
 }
 
 fn compile_fault(spec: &model::FaultSpec, of: &Of<'_>) -> Fault {

@@ -84,6 +84,8 @@ pub struct RouteState {
     pub bulkhead: Bulkhead,
     /// Bounds how often it is called.
     pub rates: Rates,
+    /// Copies of its requests on their way.
+    pub mirrored: Bulkhead,
 }
 
 /// The state of one service, shared by all workers.

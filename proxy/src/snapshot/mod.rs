@@ -30,7 +30,7 @@ use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
 use crate::snapshot::affinity::Affinity;
-use crate::snapshot::features::{Features, InboundLimits};
+use crate::snapshot::features::{Features, InboundLimits, SplitKey};
 use crate::snapshot::live::{
     AdminState, EndpointSet, EndpointSpec, Labels, RouteState, ServiceState, Shape, Spoken,
 };
@@ -304,6 +304,8 @@ pub struct Route {
     pub backends: Vec<Backend>,
     /// Sum of the backends' weights.
     pub total_weight: u32,
+    /// What decides between several of them; none is chance.
+    pub split_key: Option<SplitKey>,
     /// Time limits.
     pub timeouts: Timeouts,
     /// When to try again.

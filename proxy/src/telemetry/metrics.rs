@@ -96,6 +96,11 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Requests refused by a route's rate limit.",
     ),
     (
+        "outrigger_mirrored_total",
+        Kind::Counter,
+        "Copies of requests for a route's mirror: sent, failed, body_too_large, limit_reached.",
+    ),
+    (
         "outrigger_faults_injected_total",
         Kind::Counter,
         "Faults made on purpose, by route and kind: delay, abort, bandwidth.",

@@ -27,6 +27,8 @@ pub struct EndpointUse {
     started: Mono,
     head: Option<Mono>,
     open: bool,
+    /// Whether what it comes to says something of the endpoint.
+    observed: bool,
 }
 
 impl EndpointUse {
@@ -48,6 +50,7 @@ impl EndpointUse {
             started: now,
             head: None,
             open: true,
+            observed: true,
         }
     }
 
@@ -90,6 +93,13 @@ impl EndpointUse {
         &self.state
     }
 
+    /// The same, of which nothing is learned: a copy that nobody waits for ejects no endpoint.
+    #[must_use]
+    pub fn unobserved(mut self) -> Self {
+        self.observed = false;
+        self
+    }
+
     /// The attempt begins only `now`: what it waited for before is no latency of the endpoint's.
     pub fn restart(&mut self, now: Mono) {
         self.started = now;
@@ -109,6 +119,9 @@ impl EndpointUse {
 
     /// The attempt is over and showed `observed`.
     pub fn finish(mut self, observed: &Observed, now: Mono) {
+        if !self.observed {
+            return;
+        }
         self.open = false;
         let outcome = self.service.failure_on.classify(observed);
         if outcome == Outcome::Failure {

@@ -2,4 +2,6 @@
 
 mod edits;
 mod faults;
+mod mirrors;
 mod rates;
+mod splits;
