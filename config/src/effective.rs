@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use crate::config::{MeshConfig, RuleRef};
 use crate::model::{
-    AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, ConnectionSpec, DeliverySpec,
-    EjectionSpec, FailureOnSpec, FailureRateSpec, FaultSpec, GrpcAck, HeaderEdits, HealthSpec,
-    IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService, MirrorSpec,
-    OnDead, PermanentSpec, QueueBackend, QueueSpec, RateLimitSpec, RedirectSpec, RespondStep,
-    RetryBudgetSpec, RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, RuleLimitsSpec,
-    Secrets, SessionCookieSpec, TimeoutsSpec, UnknownOutcome,
+    AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, ConnectionSpec, ContractSpec,
+    DeliverySpec, EjectionSpec, FailureOnSpec, FailureRateSpec, FaultSpec, GrpcAck, HeaderEdits,
+    HealthSpec, IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService,
+    MirrorSpec, OnDead, PermanentSpec, QueueBackend, QueueSpec, RateLimitSpec, RedirectSpec,
+    RespondStep, RetryBudgetSpec, RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule,
+    RuleLimitsSpec, Secrets, SessionCookieSpec, TimeoutsSpec, UnknownOutcome,
 };
 use crate::units::{CodeOrClass, Dur, GrpcCode, KeySource, NamespacedName};
 
@@ -104,6 +104,8 @@ pub struct Features {
     pub split_key: Option<Setting<KeySource>>,
     /// A copy of some requests.
     pub mirror: Option<Setting<MirrorSpec>>,
+    /// What the body must be.
+    pub contract: Option<Setting<ContractSpec>>,
     /// Faults on purpose.
     pub fault: Option<Setting<FaultSpec>>,
     /// A fixed answer.
@@ -615,6 +617,7 @@ fn features(rule: &Rule, policies: &[(&NamespacedName, &RoutePolicy)]) -> Featur
         response_headers: whole!(response_headers),
         split_key: whole!(split_key),
         mirror: whole!(mirror),
+        contract: whole!(contract),
         fault: whole!(fault),
         respond: whole!(respond),
         redirect: rule.redirect.clone(),

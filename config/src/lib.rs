@@ -14,6 +14,7 @@ pub mod wire;
 
 mod check;
 mod config;
+pub mod contract;
 mod document;
 mod format;
 mod load;

@@ -11,6 +11,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::check;
 use crate::config::MeshConfig;
+use crate::contract;
 use crate::document::{Document, Kind};
 use crate::model::{GrpcRouteSpec, HttpRouteSpec, MeshRoute, RoutePolicy, Rule};
 use crate::normalise::{self, Remarks};
@@ -126,7 +127,7 @@ impl Loading {
                 Some(Node {
                     value: Value::Null, ..
                 }) => {}
-                Some(root) => self.document_or_list(&source.name, root, broken),
+                Some(root) => self.document_or_list(source, root, broken),
                 None if broken => self.report.documents += 1,
                 None => {}
             }
@@ -134,23 +135,24 @@ impl Loading {
     }
 
     /// `kubectl get -o yaml` wraps several documents into one `List`.
-    fn document_or_list(&mut self, file: &str, root: Node, broken: bool) {
+    fn document_or_list(&mut self, source: &Source, root: Node, broken: bool) {
         let is_list = root.get("kind").and_then(Node::text) == Some("List");
         let items = root.get("items").map(|items| &items.value);
         match items {
             Some(Value::List(items)) if is_list => {
                 for item in items.clone() {
-                    self.document(file, item, broken);
+                    self.document(source, item, broken);
                 }
             }
-            _ => self.document(file, root, broken),
+            _ => self.document(source, root, broken),
         }
     }
 
-    fn document(&mut self, file: &str, root: Node, broken: bool) {
+    fn document(&mut self, source: &Source, root: Node, broken: bool) {
+        let file = source.name.as_str();
         self.report.documents += 1;
         let errors_before = self.report.errors();
-        let doc = Doc {
+        let mut doc = Doc {
             file: file.to_owned(),
             root,
         };
@@ -163,6 +165,14 @@ impl Loading {
             self.report
                 .problems
                 .extend(faults.into_iter().map(|fault| fault.into_problem(file)));
+        }
+        for flaw in contract::inline(&mut doc.root, kind, source) {
+            let (severity, code) = match flaw.missing {
+                true => (Severity::Warning, "W309"),
+                false => (Severity::Error, "E208"),
+            };
+            let problem = doc.problem(severity, code, &flaw.path, flaw.message);
+            self.report.problems.push(problem);
         }
         let is_sound = !broken && self.report.errors() == errors_before;
         for path in not_yet::paths(kind, &doc.root) {

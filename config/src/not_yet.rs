@@ -9,7 +9,6 @@ use crate::tree::{Node, Value};
 /// `=Word` ends a path whose value matters.
 const OF_A_RULE: &[&str] = &[
     "idempotency",
-    "contract",
     "async.callback",
     "async.grpcAck=Operation",
     "async.idempotency.header",

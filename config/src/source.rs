@@ -1,8 +1,13 @@
 //! Texts to load, and reading them from a file or a directory.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The largest file that a document may name.
+const MAX_NAMED_BYTES: u64 = 1 << 20;
 
 /// A text to load, and the name under which its problems are reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +16,8 @@ pub struct Source {
     pub name: String,
     /// YAML, one document or several; JSON is YAML.
     pub text: String,
+    /// The files in its directory and below that it may name, when it was read from a file.
+    pub beside: Vec<(PathBuf, Arc<[u8]>)>,
 }
 
 impl Source {
@@ -19,6 +26,7 @@ impl Source {
         Self {
             name: name.into(),
             text: text.into(),
+            beside: Vec::new(),
         }
     }
 }
@@ -27,19 +35,66 @@ impl Source {
 ///
 /// Names that begin with a dot are left out: editors' files, and the `..data` links by which
 /// Kubernetes mounts a ConfigMap. Bytes that are not UTF-8 are replaced, and reported when they
-/// are loaded.
+/// are loaded. Files that the documents name (`.json`, `.pb`, `.binpb`, up to 1 MiB) come along.
 ///
 /// # Errors
 /// When the path or one of the files cannot be read.
 pub fn read_sources(path: &Path) -> io::Result<Vec<Source>> {
-    let mut files = Vec::new();
-    if fs::metadata(path)?.is_dir() {
-        collect(path, 1, &mut files)?;
-        files.sort();
+    let files = if fs::metadata(path)?.is_dir() {
+        files_of(path, 1, &|path| holds_documents(path))?
     } else {
-        files.push(path.to_owned());
+        vec![path.to_owned()]
+    };
+    let mut sources: Vec<Source> = files
+        .iter()
+        .map(|file| read_source(file))
+        .collect::<io::Result<_>>()?;
+    let mut known = BTreeMap::new();
+    for (source, file) in sources.iter_mut().zip(&files) {
+        let directory = file.parent().filter(|path| !path.as_os_str().is_empty());
+        let directory = directory.unwrap_or(Path::new("."));
+        let near = known.entry(directory.to_owned()).or_insert_with(|| {
+            files_of(directory, 1, &|path| may_be_named(path)).unwrap_or_default()
+        });
+        source.beside = named(&source.text, near);
     }
-    files.iter().map(|file| read_source(file)).collect()
+    Ok(sources)
+}
+
+/// What of `near` a text names, as it seems: what does not is never read.
+fn named(text: &str, near: &[PathBuf]) -> Vec<(PathBuf, Arc<[u8]>)> {
+    let seems = |path: &&PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| text.contains(name))
+    };
+    let read = |path: &PathBuf| {
+        let small = fs::metadata(path).is_ok_and(|found| found.len() <= MAX_NAMED_BYTES);
+        let bytes = small.then(|| fs::read(path).ok()).flatten()?;
+        Some((path.clone(), bytes.into()))
+    };
+    near.iter().filter(seems).filter_map(read).collect()
+}
+
+/// Whether documents may name it: a schema or a descriptor set.
+fn may_be_named(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|ext| ext == "json" || ext == "pb" || ext == "binpb")
+}
+
+fn holds_documents(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|ext| ext == "yaml" || ext == "yml")
+}
+
+fn files_of(
+    directory: &Path,
+    deeper: u8,
+    wanted: &dyn Fn(&Path) -> bool,
+) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    collect(directory, deeper, wanted, &mut files)?;
+    files.sort();
+    Ok(files)
 }
 
 /// Reads one file.
@@ -53,13 +108,15 @@ pub fn read_source(path: &Path) -> io::Result<Source> {
         Ok(text) => text,
         Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
     };
-    Ok(Source {
-        name: path.display().to_string(),
-        text,
-    })
+    Ok(Source::new(path.display().to_string(), text))
 }
 
-fn collect(directory: &Path, deeper: u8, files: &mut Vec<PathBuf>) -> io::Result<()> {
+fn collect(
+    directory: &Path,
+    deeper: u8,
+    wanted: &dyn Fn(&Path) -> bool,
+    files: &mut Vec<PathBuf>,
+) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         let hidden = path
@@ -74,12 +131,9 @@ fn collect(directory: &Path, deeper: u8, files: &mut Vec<PathBuf>) -> io::Result
         };
         if metadata.is_dir() {
             if deeper > 0 {
-                collect(&path, deeper - 1, files)?;
+                collect(&path, deeper - 1, wanted, files)?;
             }
-        } else if path
-            .extension()
-            .is_some_and(|ext| ext == "yaml" || ext == "yml")
-        {
+        } else if wanted(&path) {
             files.push(path);
         }
     }

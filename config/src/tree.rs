@@ -93,6 +93,15 @@ impl Node {
         (!matches!(entry.node.value, Value::Null)).then_some(&entry.node)
     }
 
+    /// The value of a key, to be replaced.
+    pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Node> {
+        let Value::Map(entries) = &mut self.value else {
+            return None;
+        };
+        let entry = entries.iter_mut().find(|entry| entry.key == key)?;
+        Some(&mut entry.node)
+    }
+
     /// The text of a string.
     pub(crate) fn text(&self) -> Option<&str> {
         match &self.value {

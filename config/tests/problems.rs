@@ -654,12 +654,26 @@ fn warnings() {
         &["1 @spec spec: no discovery: the service has no endpoints"],
     );
     check(
-        "W401",
-        &route("{contract: {jsonSchema: a}, async: {grpcAck: Operation}}"),
+        "E208",
+        &route(
+            r#"{contract: {jsonSchema: '{"type": 7}'}}, {contract: {descriptorSet: 'base64,!'}}"#,
+        ),
         &[
-            "3 @contract spec.rules[0].contract: not yet in effect",
-            "3 @Operation spec.rules[0].async.grpcAck: not yet in effect",
+            "3 @'{\"type\" spec.rules[0].contract.jsonSchema: no JSON Schema: 7 is not valid under any of the schemas listed in the 'anyOf' keyword",
+            "3 @'base64 spec.rules[1].contract.descriptorSet: no base64: Invalid symbol 33, offset 0.",
         ],
+    );
+    check(
+        "W309",
+        &route("{contract: {jsonSchema: a.json}}"),
+        &[
+            "3 @a.json spec.rules[0].contract.jsonSchema: there is no file a.json beside the document (.json, .pb or .binpb, up to 1 MiB): with mode Enforce every call is refused",
+        ],
+    );
+    check(
+        "W401",
+        &route("{async: {grpcAck: Operation}}"),
+        &["3 @Operation spec.rules[0].async.grpcAck: not yet in effect"],
     );
 }
 

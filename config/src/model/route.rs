@@ -222,9 +222,11 @@ pub enum UnknownOutcome {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ContractSpec {
-    /// A file with a JSON Schema.
+    /// A file with a JSON Schema beside the document, or the schema itself. Bodies of HTTP calls up
+    /// to `async.maxBody` are checked, larger ones refused (Enforce).
     pub json_schema: Option<String>,
-    /// A file with a protobuf descriptor set.
+    /// A file with a protobuf descriptor set beside the document, or `base64,` and the set itself.
+    /// gRPC calls are checked when they become messages.
     pub descriptor_set: Option<String>,
     /// Default Enforce.
     pub mode: Option<ContractMode>,

@@ -1,9 +1,11 @@
 //! What a rule does with a call beside forwarding it, in the order in which it does it.
 //!
 //! `forward` comes here only for routes that ask for something, and before the call is queued or
-//! sent: counted, answered at once, edited, and the answer edited on its way back. Each step is a file of
+//! sent: counted, answered at once, held to its contract, edited, and the answer edited on its way
+//! back. Each step is a file of
 //! its own. Stands on the life of a request; a delivery meets [`prepare`] only.
 
+pub mod contract;
 mod direct;
 pub mod fault;
 pub mod mirror;
@@ -47,7 +49,13 @@ pub async fn serve(
             payload.discard();
             direct::answer(call, answer)
         }
-        None => forward::queue_or_exchange(call, service, route, payload).await?,
+        None => {
+            let payload = match &features.contract {
+                Some(contract) => contract::check(call, route, contract, payload).await?,
+                None => payload,
+            };
+            forward::queue_or_exchange(call, service, route, payload).await?
+        }
     };
     if let Some(fault) = fault::of(call, route) {
         response = response.map(|body| fault::slow_down(call, fault, body));

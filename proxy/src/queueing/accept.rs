@@ -192,7 +192,7 @@ async fn convert(
     call.observation.routed(service, route);
     let backend = open_store(call, route).await?;
     let limits = limits(call, policy)?;
-    let (body, trailers) = match read(call, route, policy, payload).await? {
+    let (body, trailers) = match read(call, route, policy.max_body, payload).await? {
         Read::Whole(body, trailers) => (body, trailers),
         Read::Back(payload, skipped) => {
             return match policy.when {
@@ -201,6 +201,12 @@ async fn convert(
             };
         }
     };
+    let contract = route.features.as_ref().and_then(|f| f.contract.as_ref());
+    if call.grpc
+        && let Some(contract) = contract
+    {
+        crate::features::contract::grpc(call, route, contract, &body)?;
+    }
     let ordering_key = match &policy.ordering_key {
         Some(key) => key.read(&call.parts.headers, &body).await?,
         None => None,
@@ -356,6 +362,7 @@ pub(super) fn message(
         expires_at,
         trace_context: Some(trace.to_string()),
         result_ttl_ms: millis(policy.result_ttl),
+        annotations: annotations(route),
         ..Message::new(
             MessageId::new(now, rng),
             &policy.queue,
@@ -364,6 +371,15 @@ pub(super) fn message(
             now,
         )
     }
+}
+
+/// What else is kept with a message: by which contract it was checked.
+fn annotations(route: &Route) -> Vec<(String, String)> {
+    let contract = route.features.as_ref().and_then(|f| f.contract.as_ref());
+    contract
+        .map(|contract| (convert::CONTRACT.to_owned(), contract.version.clone()))
+        .into_iter()
+        .collect()
 }
 
 /// The message that answers for this call.

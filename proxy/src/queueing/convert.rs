@@ -22,6 +22,9 @@ use crate::snapshot::Secrets;
 /// Header fields as a message keeps them.
 pub type Fields = Vec<(String, Vec<u8>)>;
 
+/// The note on a message: the version of the contract that it was checked by.
+pub const CONTRACT: &str = "contract";
+
 /// The fields with which a caller proves who it is.
 const CREDENTIALS: [HeaderName; 3] = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
 
@@ -203,6 +206,13 @@ pub fn schedule(timing: Timing, now: UnixMillis) -> (UnixMillis, Option<UnixMill
         now + timing.delay,
         timing.expires.map(|expires| now + expires),
     )
+}
+
+/// A note that the mesh made on a message.
+pub fn note<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
+    let mut notes = message.annotations.iter();
+    let found = notes.find(|(known, _)| known == name);
+    found.map(|(_, value)| value.as_str())
 }
 
 /// Whether a field's value is hidden from operators.

@@ -123,6 +123,7 @@ fn request_view(message: &Message) -> Value {
         "orderingKey": message.ordering_key,
         "routeVersion": message.route_version,
         "traceparent": message.trace_context,
+        "contract": convert::note(message, convert::CONTRACT),
     })
 }
 

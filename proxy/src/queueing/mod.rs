@@ -18,7 +18,7 @@ pub mod inspect;
 mod letters;
 mod lookup;
 pub mod ordering;
-mod reading;
+pub mod reading;
 mod receipt;
 mod replay;
 pub mod shadow;

@@ -19,22 +19,27 @@ use crate::error::ProxyError;
 use crate::http::incoming::Incoming;
 use crate::queueing::skip::Skipped;
 use crate::queueing::unary::{Framing, framing};
-use crate::snapshot::{Async, Route};
+use crate::snapshot::Route;
 
 /// How long after its one message a gRPC call may take to end its stream.
 const END_OF_STREAM: Duration = Duration::from_secs(1);
 
 /// A request body that was read, or as much of it as was needed to see that it is none of ours.
-pub(super) enum Read {
+pub enum Read {
+    /// All of it, and its trailers.
     Whole(Bytes, Option<HeaderMap>),
+    /// What was read and what still comes, and why it is none of ours.
     Back(Payload, Skipped),
 }
 
-/// Reads up to `maxBody`. The request timeout runs from the last byte, as for a synchronous call.
-pub(super) async fn read(
+/// Reads up to `max_body` bytes. The request timeout runs from the last byte, as for a synchronous call.
+///
+/// # Errors
+/// `bad_request` for a body that breaks off or stops, `deadline_exceeded`.
+pub async fn read(
     call: &Call,
     route: &Route,
-    policy: &Async,
+    max_body: u64,
     payload: Payload,
 ) -> Result<Read, ProxyError> {
     let mut incoming = match payload {
@@ -79,7 +84,7 @@ pub(super) async fn read(
             }
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
-        if total > policy.max_body {
+        if total > max_body {
             return Ok(Read::Back(
                 Payload::Prefixed(chunks, incoming),
                 Skipped::BodyTooLarge,

@@ -42,7 +42,7 @@ pub async fn serve(
         .asynchronous
         .as_ref()
         .expect("a plan is made for an async route");
-    let (body, trailers) = match read(call, route, policy, payload).await? {
+    let (body, trailers) = match read(call, route, policy.max_body, payload).await? {
         Read::Whole(body, trailers) => (body, trailers),
         Read::Back(payload, _) => return forward::exchange(call, service, route, payload).await,
     };
@@ -82,7 +82,7 @@ fn shadows(message: Message, policy: &Async, outcome: Outcome) -> Vec<Message> {
     let message = Message {
         idempotency_key: None,
         result_ttl_ms: 0,
-        annotations: vec![note],
+        annotations: [&message.annotations[..], &[note]].concat(),
         ..message
     };
     if policy.subscribers.is_empty() {

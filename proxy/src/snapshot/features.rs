@@ -23,6 +23,7 @@ use outrigger_core::route::RuleSet;
 
 use crate::listener::Direction;
 use crate::snapshot::compile;
+use crate::snapshot::contract::MessageContract;
 use crate::snapshot::live::RouteState;
 use crate::telemetry::metrics::Metrics;
 
@@ -41,6 +42,8 @@ pub struct Features {
     pub rewrite: Option<Rewrite>,
     /// A copy of some requests.
     pub mirror: Option<Mirror>,
+    /// What bodies must be.
+    pub contract: Option<Arc<MessageContract>>,
     /// Faults on purpose.
     pub fault: Option<Fault>,
 }
@@ -205,6 +208,7 @@ pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features
         // The pick of a backend comes before all of these.
         split_key: _,
         mirror,
+        contract,
         fault,
         respond,
         redirect,
@@ -228,6 +232,9 @@ pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features
             path: spec.path.as_ref().and_then(|edit| path_edit(edit, prefix)),
         }),
         mirror: mirror.as_deref().and_then(|spec| compile_mirror(spec, of)),
+        contract: contract
+            .as_deref()
+            .map(|spec| Arc::new(MessageContract::new(spec, of.metrics, of.route))),
         fault: fault.as_deref().map(|spec| compile_fault(spec, of)),
     };
     features.any().then(|| Box::new(features))
@@ -242,6 +249,7 @@ impl Features {
             response_headers,
             rewrite,
             mirror,
+            contract,
             fault,
         } = self;
         rate_limit.is_some()
@@ -250,6 +258,7 @@ impl Features {
             || response_headers.is_some()
             || rewrite.is_some()
             || mirror.is_some()
+            || contract.is_some()
             || fault.is_some()
     }
 }

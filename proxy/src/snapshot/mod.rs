@@ -7,6 +7,7 @@
 pub mod addresses;
 pub mod affinity;
 pub mod compile;
+pub mod contract;
 mod endpoints;
 pub mod features;
 pub mod live;
