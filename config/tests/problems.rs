@@ -653,6 +653,16 @@ fn warnings() {
         &doc("MeshService", "a", "{}"),
         &["1 @spec spec: no discovery: the service has no endpoints"],
     );
+    let labelled = doc(
+        "MeshService",
+        "a",
+        "{discovery: {static: [{address: 10.0.0.1, port: 1, labels: {v: \"1\"}}]}}",
+    );
+    check(
+        "W310",
+        &(labelled + &route("{backends: [{service: a, labels: {v: \"2\"}}]}")),
+        &["6 @labels spec.rules[0].backends[0].labels: no endpoint of shop/a carries these labels"],
+    );
     check(
         "E208",
         &route(

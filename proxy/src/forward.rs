@@ -43,7 +43,7 @@ const DISCARD_BYTES: u64 = 64 * 1024;
 
 /// How often a request that nobody can have worked on is sent again, beside its retries: a
 /// connection that closes gracefully may turn away several in a row.
-const FREE_RESENDS: u32 = 3;
+pub const FREE_RESENDS: u32 = 3;
 
 /// Serves one request of a listener. Every path ends in exactly one response.
 pub async fn serve(

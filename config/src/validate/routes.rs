@@ -10,8 +10,8 @@ use crate::document::Kind;
 use crate::effective::Origin;
 use crate::format::is_path;
 use crate::model::{
-    AppProtocol, AsyncWhen, GrpcMatch, MeshRoute, PathMatch, PathMatchType, RouteKind, RouteMatch,
-    Rule, ValueMatch, ValueMatchType,
+    AppProtocol, AsyncWhen, Backend, GrpcMatch, MeshRoute, PathMatch, PathMatchType, RouteKind,
+    RouteMatch, Rule, StaticEndpoint, ValueMatch, ValueMatchType,
 };
 use crate::units::{Dur, NamespacedName};
 
@@ -97,6 +97,24 @@ impl<'a> Checks<'a> {
         }
     }
 
+    /// Labels that no endpoint of a static list carries; a registry's endpoints come and go.
+    fn carried(&mut self, at: Subject<'_>, path: &str, backend: &Backend) {
+        let target = backend.service.target();
+        let service = self.config.services.get(&target);
+        let listed = service
+            .and_then(|service| service.discovery.as_ref()?.static_.as_ref())
+            .filter(|listed| !listed.is_empty() && !backend.labels.is_empty());
+        let Some(listed) = listed else { return };
+        let carries = |endpoint: &StaticEndpoint| {
+            let mut labels = backend.labels.iter();
+            labels.all(|(name, value)| endpoint.labels.get(name) == Some(value))
+        };
+        if !listed.iter().any(carries) {
+            let message = format!("no endpoint of {target} carries these labels");
+            self.warn(at, "W310", path, message);
+        }
+    }
+
     fn rule(&mut self, at: Subject<'_>, rule_ref: RuleRef<'_>, route: &MeshRoute) {
         let RuleRef { index, rule, .. } = rule_ref;
         let base = format!("spec.rules[{index}]");
@@ -112,6 +130,7 @@ impl<'a> Checks<'a> {
                 Kind::MeshService,
                 &backend.service.target(),
             );
+            self.carried(at, &format!("{base}.backends[{n}].labels"), backend);
         }
         if !rule.backends.is_empty() && rule.backends.iter().all(|b| b.weight == Some(0)) {
             let message = "the weights are all 0: no backend takes any traffic";

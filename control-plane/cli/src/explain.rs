@@ -3,23 +3,26 @@
 //! Asks the same functions as the sidecar: the host index, the compiled matches and the effective
 //! values of the config crate. The config is a file's, or the one in force in a sidecar.
 
+mod settings;
+
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
-use outrigger_config::effective::{
-    Limit, Origin, RulePolicy, ServicePolicy, Setting, connect_timeout,
-};
-use outrigger_config::model::AsyncWhen;
-use outrigger_config::units::{ByteSize, Dur};
+use outrigger_config::effective::{RulePolicy, connect_timeout};
+use outrigger_config::model::{AsyncWhen, Backend, MeshService, StaticEndpoint};
+use outrigger_config::units::Reference;
 use outrigger_config::{MeshConfig, NamespacedName, RuleRef, Source, load, read_sources};
 use outrigger_core::host::normalize_host;
 use outrigger_core::retry::is_idempotent;
 use outrigger_core::route::{RequestView, RuleSet, Verdict};
+use outrigger_proxy::forward::FREE_RESENDS;
 use outrigger_proxy::snapshot::compile::matches;
 use serde_json::{Value, json};
 
+use self::settings::Settings;
 use crate::client::Client;
 use crate::output::{Failure, Format, items, print_as, table};
 use crate::status::address_of;
@@ -177,16 +180,24 @@ fn explain(config: &MeshConfig, request: &Request, namespace: &str) -> Result<Va
             );
         }
     };
-    let backends = backends(chosen, name);
     let mut settings = Settings::default();
     settings.rule(&policy);
     let mut total = Vec::new();
-    for (backend, weight) in &backends {
-        let service = config.services.get(backend).cloned().unwrap_or_default();
+    for backend in backends(chosen, name) {
+        let target = backend.service.target();
+        let service = config.services.get(&target).cloned().unwrap_or_default();
         let applied = config.service_policy(&service);
         let connect = connect_timeout(&policy, &applied);
-        settings.service(&backend.to_string(), &applied, &connect);
-        total.push(json!({"service": backend.to_string(), "weight": weight}));
+        let of = target.to_string();
+        if !settings.0.iter().any(|row| row["of"] == *of) {
+            settings.service(&of, &applied, &connect);
+        }
+        total.push(json!({
+            "service": of,
+            "weight": backend.weight.unwrap_or(1),
+            "labels": backend.labels,
+            "endpoints": listed(&service, &backend),
+        }));
     }
     Ok(json!({
         "service": name.to_string(),
@@ -198,17 +209,31 @@ fn explain(config: &MeshConfig, request: &Request, namespace: &str) -> Result<Va
     }))
 }
 
-fn backends(chosen: Option<RuleRef<'_>>, service: &NamespacedName) -> Vec<(NamespacedName, u32)> {
-    let listed = chosen
-        .map(|rule| rule.rule.backends.as_slice())
-        .unwrap_or_default();
-    if listed.is_empty() {
-        return vec![(service.clone(), 1)];
+fn backends(chosen: Option<RuleRef<'_>>, service: &NamespacedName) -> Vec<Backend> {
+    let listed = chosen.map(|rule| rule.rule.backends.clone());
+    let listed = listed.unwrap_or_default();
+    if !listed.is_empty() {
+        return listed;
     }
-    listed
-        .iter()
-        .map(|one| (one.service.target(), one.weight.unwrap_or(1)))
-        .collect()
+    let NamespacedName { namespace, name } = service.clone();
+    vec![Backend {
+        service: Reference {
+            namespace: Some(namespace),
+            name,
+        },
+        weight: None,
+        labels: BTreeMap::new(),
+    }]
+}
+
+/// How many endpoints of a static list the backend means; none when a registry knows.
+fn listed(service: &MeshService, backend: &Backend) -> Option<usize> {
+    let listed = service.discovery.as_ref()?.static_.as_ref()?;
+    let carries = |endpoint: &&StaticEndpoint| {
+        let mut labels = backend.labels.iter();
+        labels.all(|(name, value)| endpoint.labels.get(name) == Some(value))
+    };
+    Some(listed.iter().filter(carries).count())
 }
 
 /// How often an upstream can see the request at worst. A request that one sidecar retries is not
@@ -237,175 +262,16 @@ fn attempts(request: &Request, policy: &RulePolicy) -> Value {
         }
     };
     json!({
-        "sync": {"sends": sends, "reached": if repeatable { sends } else { 1 }, "why": why},
+        "sync": {
+            "sends": sends,
+            // Handed back by whoever cannot have worked on it: never more than that reach anybody.
+            "resends": FREE_RESENDS,
+            "worst": sends.saturating_add(FREE_RESENDS),
+            "reached": if repeatable { sends } else { 1 },
+            "why": why,
+        },
         "async": queued.then(|| json!({"deliveries": policy.async_.delivery.attempts.value})),
     })
-}
-
-/// Every value with its origin.
-#[derive(Default)]
-struct Settings(Vec<Value>);
-
-impl Settings {
-    fn add(&mut self, of: &str, name: &str, value: &dyn ToString, origin: &Origin) {
-        let value = value.to_string();
-        self.0
-            .push(json!({"of": of, "name": name, "value": value, "origin": origin.to_string()}));
-    }
-
-    fn plain<T: ToString>(&mut self, of: &str, name: &str, setting: &Setting<T>) {
-        self.add(of, name, &setting.value, &setting.origin);
-    }
-
-    fn word<T: std::fmt::Debug>(&mut self, of: &str, name: &str, setting: &Setting<T>) {
-        self.add(of, name, &format!("{:?}", setting.value), &setting.origin);
-    }
-
-    fn list<T: ToString>(&mut self, of: &str, name: &str, setting: &Setting<Vec<T>>) {
-        let words: Vec<String> = setting.value.iter().map(T::to_string).collect();
-        let words = if words.is_empty() {
-            "none".to_owned()
-        } else {
-            words.join(" ")
-        };
-        self.add(of, name, &words, &setting.origin);
-    }
-
-    fn option<T: ToString>(&mut self, of: &str, name: &str, setting: &Setting<Option<T>>) {
-        let value = setting
-            .value
-            .as_ref()
-            .map_or("none".to_owned(), T::to_string);
-        self.add(of, name, &value, &setting.origin);
-    }
-
-    fn limit(&mut self, of: &str, name: &str, limit: &Limit) {
-        let value = limit
-            .value
-            .map_or("none".to_owned(), |time| Dur(time).to_string());
-        self.add(of, name, &value, &limit.origin);
-    }
-
-    fn time(&mut self, of: &str, name: &str, setting: &Setting<std::time::Duration>) {
-        self.add(of, name, &Dur(setting.value), &setting.origin);
-    }
-
-    fn size(&mut self, of: &str, name: &str, setting: &Setting<u64>) {
-        self.add(of, name, &ByteSize(setting.value), &setting.origin);
-    }
-
-    fn rule(&mut self, policy: &RulePolicy) {
-        let of = "rule";
-        let timeouts = &policy.timeouts;
-        self.limit(of, "timeouts.request", &timeouts.request);
-        self.limit(of, "timeouts.perTry", &timeouts.per_try);
-        self.limit(of, "timeouts.idle", &timeouts.idle);
-        self.limit(of, "timeouts.stream", &timeouts.stream);
-        let retry = &policy.retry;
-        self.plain(of, "retry.attempts", &retry.attempts);
-        self.list(of, "retry.codes", &retry.codes);
-        self.list(of, "retry.grpc", &retry.grpc);
-        if !retry.conditions.is_empty() {
-            self.word(of, "retry.conditions", &retry.conditions);
-        }
-        self.plain(of, "retry.unsafe", &retry.unsafe_);
-        self.time(of, "retry.backoff", &retry.backoff);
-        self.time(of, "retry.maxBackoff", &retry.max_backoff);
-        self.size(of, "retry.maxBody", &retry.max_body);
-        self.plain(of, "retry.budget.percent", &retry.budget_percent);
-        self.plain(
-            of,
-            "retry.budget.minPerSecond",
-            &retry.budget_min_per_second,
-        );
-        let limits = &policy.limits;
-        if limits.max_in_flight.is_some() {
-            self.option(of, "limits.maxInFlight", &limits.max_in_flight);
-            self.plain(of, "limits.maxPending", &limits.max_pending);
-            self.time(of, "limits.maxPendingWait", &limits.max_pending_wait);
-        }
-        if limits.max_request_body.is_some() {
-            self.option(of, "limits.maxRequestBody", &limits.max_request_body);
-        }
-        self.asynchronous(policy);
-    }
-
-    fn asynchronous(&mut self, policy: &RulePolicy) {
-        let of = "rule";
-        let asynchronous = &policy.async_;
-        self.word(of, "async.when", &asynchronous.when);
-        if *asynchronous.when == AsyncWhen::Never {
-            return;
-        }
-        self.option(of, "async.queue", &asynchronous.queue);
-        self.size(of, "async.maxBody", &asynchronous.max_body);
-        self.option(of, "async.orderingKey", &asynchronous.ordering_key);
-        self.word(of, "async.onDead", &asynchronous.on_dead);
-        let delivery = &asynchronous.delivery;
-        self.plain(of, "async.delivery.attempts", &delivery.attempts);
-        self.time(of, "async.delivery.backoff", &delivery.backoff);
-        self.time(of, "async.delivery.maxBackoff", &delivery.max_backoff);
-        self.limit(of, "async.delivery.maxAge", &delivery.max_age);
-        self.limit(of, "async.delivery.timeout", &delivery.timeout);
-        self.plain(of, "async.delivery.maxInFlight", &delivery.max_in_flight);
-        self.option(
-            of,
-            "async.delivery.requestsPerSecond",
-            &delivery.requests_per_second,
-        );
-        self.list(of, "async.permanent.codes", &asynchronous.permanent_codes);
-        self.list(of, "async.permanent.except", &asynchronous.permanent_except);
-        self.time(of, "async.resultTtl", &asynchronous.result_ttl);
-        self.size(of, "async.resultMaxBody", &asynchronous.result_max_body);
-        self.list(of, "async.subscribers", &asynchronous.subscribers);
-        self.word(of, "async.secrets", &asynchronous.secrets);
-    }
-
-    fn service(&mut self, of: &str, policy: &ServicePolicy, connect: &Limit) {
-        self.limit(of, "timeouts.connect", connect);
-        self.word(
-            of,
-            "loadBalancer.algorithm",
-            &policy.load_balancer.algorithm,
-        );
-        self.word(of, "loadBalancer.locality", &policy.load_balancer.locality);
-        self.option(
-            of,
-            "connection.maxPerEndpoint",
-            &policy.connection.max_per_endpoint,
-        );
-        self.limit(
-            of,
-            "connection.idleTimeout",
-            &policy.connection.idle_timeout,
-        );
-        self.limit(of, "connection.maxAge", &policy.connection.max_age);
-        self.plain(of, "limits.maxInFlight", &policy.limits.max_in_flight);
-        self.plain(of, "limits.maxPending", &policy.limits.max_pending);
-        self.time(of, "limits.maxPendingWait", &policy.limits.max_pending_wait);
-        self.option(of, "limits.maxRequestBody", &policy.limits.max_request_body);
-        let breaker = &policy.breaker;
-        self.plain(
-            of,
-            "breaker.consecutiveFailures",
-            &breaker.consecutive_failures,
-        );
-        self.plain(of, "breaker.failureRate.percent", &breaker.failure_percent);
-        self.plain(of, "breaker.failureRate.minRequests", &breaker.min_requests);
-        self.time(of, "breaker.failureRate.window", &breaker.window);
-        self.time(of, "breaker.openFor", &breaker.open_for);
-        self.time(of, "breaker.maxOpenFor", &breaker.max_open_for);
-        self.plain(of, "breaker.halfOpenRequests", &breaker.half_open_requests);
-        self.list(of, "breaker.failureOn.codes", &breaker.failure_on.codes);
-        let ejection = &policy.ejection;
-        self.plain(
-            of,
-            "ejection.consecutiveFailures",
-            &ejection.consecutive_failures,
-        );
-        self.time(of, "ejection.baseTime", &ejection.base_time);
-        self.plain(of, "ejection.maxPercent", &ejection.max_percent);
-    }
 }
 
 fn render(explained: &Value) -> String {
@@ -416,12 +282,24 @@ fn render(explained: &Value) -> String {
         text_of(&explained["rule"])
     );
     for backend in items(&explained["backends"]) {
-        let _ = writeln!(
+        let _ = write!(
             text,
             "to       {}, weight {}",
             text_of(&backend["service"]),
             backend["weight"]
         );
+        let labels = backend["labels"].as_object();
+        if let Some(labels) = labels.filter(|labels| !labels.is_empty()) {
+            let pairs = labels.iter();
+            let pairs: Vec<String> = pairs
+                .map(|(name, value)| format!("{name}={}", text_of(value)))
+                .collect();
+            let _ = write!(text, ", labels {}", pairs.join(" "));
+        }
+        if let Some(count) = backend["endpoints"].as_u64() {
+            let _ = write!(text, ", endpoints listed: {count}");
+        }
+        text.push('\n');
     }
     let considered: Vec<Vec<String>> = items(&explained["considered"])
         .iter()
@@ -460,8 +338,11 @@ fn render(explained: &Value) -> String {
     let sync = &attempts["sync"];
     let _ = writeln!(
         text,
-        "\nworst case: {} sends, of which {} can reach an application; {}",
+        "\nworst case: {} attempts upstream ({} sends, and {} more of one that was handed back \
+         untouched), of which {} can reach an application; {}",
+        sync["worst"],
         sync["sends"],
+        sync["resends"],
         sync["reached"],
         text_of(&sync["why"])
     );
@@ -540,7 +421,12 @@ spec:
             setting("timeouts.request"),
             (json!("15s"), json!("built-in"))
         );
-        assert!(render(&value).contains("worst case: 5 sends"));
+        let text = render(&value);
+        assert!(
+            text.contains("worst case: 8 attempts upstream (5 sends"),
+            "{text}"
+        );
+        assert!(text.contains("weight 1, endpoints listed: 1"), "{text}");
     }
 
     #[test]
