@@ -203,6 +203,53 @@ fn grpcio_calls_in_every_way_through_two_sidecars() {
 }
 
 #[test]
+fn a_grpcio_health_server_decides_whether_its_endpoint_is_well() {
+    let dir = scratch();
+    let (server, app) = grpc_server();
+    let files = SidecarFiles::write(dir.path(), "web", None, "");
+    let check = |service: &str| {
+        let health = format!(
+            "\x20 health: {{grpc: {{service: {service}}}, interval: 50ms, timeout: 5s, \
+             unhealthyAfter: 1, healthyAfter: 1}}\n"
+        );
+        files.set_mesh(&(mesh("inventory", "grpc", app) + &health));
+    };
+    check("outrigger.test.Echo");
+    let web = files.start();
+    // As people see it, and programs.
+    let asked = |format: &str| {
+        let admin = format!("http://{}", web.admin);
+        printed(&output(command("outrigger").args([
+            "endpoints",
+            "--admin",
+            &admin,
+            "--output",
+            format,
+        ])))
+    };
+    let stands = |standing: &str, why: Option<&str>| {
+        wait_until(standing, PATIENCE, || {
+            let view: serde_json::Value = serde_json::from_str(&asked("json")).unwrap();
+            let endpoint = &view["services"][0]["endpoints"][0];
+            let checked = endpoint["lastCheck"].is_object();
+            checked && endpoint["standing"] == standing && endpoint["why"].as_str() == why
+        });
+    };
+    stands("available", None);
+    server.signal("USR1");
+    stands("unhealthy", Some("answered NOT_SERVING"));
+    let table = asked("table");
+    assert!(
+        table.contains("unhealthy") && table.contains("answered NOT_SERVING"),
+        "{table}"
+    );
+    server.signal("USR2");
+    stands("available", None);
+    check("nobody.Knows");
+    stands("unhealthy", Some("answered NOT_FOUND"));
+}
+
+#[test]
 fn a_gibibyte_each_way_needs_no_memory() {
     const GIB: u64 = 1 << 30;
     const ALLOWED: u64 = 32 << 20;

@@ -3,15 +3,18 @@
     grpc_server.py [HOST:PORT]
 
 Messages are plain bytes: the sidecars must not care what is in them, and so no code is generated.
+Beside it runs grpcio's own health service: SIGUSR1 makes the service NOT_SERVING, SIGUSR2 SERVING.
 Prints the port that it listens on; the default is one on loopback that is free.
 """
 
+import signal
 import sys
 import threading
 import time
 from concurrent import futures
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 SERVICE = "outrigger.test.Echo"
 noticed = threading.Event()
@@ -105,6 +108,16 @@ if __name__ == "__main__":
         handlers=[Handler()],
         options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
     )
+    checks = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+
+    def serving(status):
+        return lambda _number, _frame: checks.set(SERVICE, status)
+
+    status = health_pb2.HealthCheckResponse
+    checks.set(SERVICE, status.SERVING)
+    signal.signal(signal.SIGUSR1, serving(status.NOT_SERVING))
+    signal.signal(signal.SIGUSR2, serving(status.SERVING))
     port = server.add_insecure_port(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:0")
     server.start()
     print(f"listening on port {port}", flush=True)
