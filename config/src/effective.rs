@@ -11,11 +11,11 @@ use std::time::Duration;
 use crate::config::{MeshConfig, RuleRef};
 use crate::model::{
     AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, ConnectionSpec, ContractSpec,
-    DeliverySpec, EjectionSpec, FailureOnSpec, FailureRateSpec, FaultSpec, GrpcAck, HeaderEdits,
-    HealthSpec, IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService,
-    MirrorSpec, OnDead, PermanentSpec, QueueBackend, QueueSpec, RateLimitSpec, RedirectSpec,
-    RespondStep, RetryBudgetSpec, RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule,
-    RuleLimitsSpec, Secrets, SessionCookieSpec, TimeoutsSpec, UnknownOutcome,
+    DeliverySpec, EjectionSpec, FailureOnSpec, FailureRateSpec, FallbackStep, FaultSpec, GrpcAck,
+    HeaderEdits, HealthSpec, IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults,
+    MeshService, MirrorSpec, OnDead, PermanentSpec, QueueBackend, QueueSpec, RateLimitSpec,
+    RedirectSpec, RespondStep, RetryBudgetSpec, RetryCondition, RetrySpec, RewriteSpec,
+    RoutePolicy, Rule, RuleLimitsSpec, Secrets, SessionCookieSpec, TimeoutsSpec, UnknownOutcome,
 };
 use crate::units::{CodeOrClass, Dur, GrpcCode, KeySource, NamespacedName};
 
@@ -106,6 +106,8 @@ pub struct Features {
     pub mirror: Option<Setting<MirrorSpec>>,
     /// What the body must be.
     pub contract: Option<Setting<ContractSpec>>,
+    /// What a call gets when the service is not available.
+    pub on_unavailable: Option<Setting<Vec<FallbackStep>>>,
     /// Faults on purpose.
     pub fault: Option<Setting<FaultSpec>>,
     /// A fixed answer.
@@ -618,6 +620,7 @@ fn features(rule: &Rule, policies: &[(&NamespacedName, &RoutePolicy)]) -> Featur
         split_key: whole!(split_key),
         mirror: whole!(mirror),
         contract: whole!(contract),
+        on_unavailable: whole!(on_unavailable),
         fault: whole!(fault),
         respond: whole!(respond),
         redirect: rule.redirect.clone(),

@@ -13,7 +13,7 @@ const OF_A_RULE: &[&str] = &[
     "async.grpcAck=Operation",
     "async.idempotency.header",
     "async.idempotency.onUnknown",
-    "onUnavailable",
+    "onUnavailable[*].staleCache",
     "cache",
 ];
 

@@ -87,6 +87,8 @@ pub struct Call {
     pub probe: bool,
     /// Whether faults of its route may meet it.
     pub faulty: bool,
+    /// The step of the ladder that it took, when its service could not be asked.
+    pub fallback: Option<&'static str>,
     /// A copy that goes to another service when the request has ended.
     pub duplicate: Option<Box<Duplicate>>,
     caller_timeout: Option<Duration>,
@@ -176,6 +178,7 @@ impl Call {
             endpoint: None,
             probe: false,
             faulty: false,
+            fallback: None,
             affinity: None,
             duplicate: None,
             prepared: HeaderMap::new(),

@@ -26,6 +26,7 @@ use crate::deadline::Deadline;
 use crate::destination;
 use crate::error::ProxyError;
 use crate::features;
+use crate::features::fallback::{self, Climbed};
 use crate::http::body::{ResponseBody, UpstreamBody};
 use crate::http::context::Connection;
 use crate::http::incoming::Incoming;
@@ -167,17 +168,16 @@ pub async fn exchange(
     call: &mut Call,
     service: &Arc<Service>,
     route: &Arc<Route>,
-    payload: Payload,
+    mut payload: Payload,
 ) -> Result<Response<ResponseBody>, ProxyError> {
     call.observation.routed(service, route);
-    let target = call.pick_backend(service, route);
-    let let_in = match bulkhead::screen_body(call, &target, route, &payload) {
-        Ok(()) => enter(call, &target, route).await,
-        Err(refused) => Err(refused),
-    };
-    if let Err(refused) = let_in.and_then(|()| admit(call, &target)) {
-        payload.discard();
-        return Err(refused);
+    let mut target = call.pick_backend(service, route);
+    if let Err(refused) = let_in(call, &target, route, &payload).await {
+        // Boxed: rare, and large.
+        match Box::pin(fallback::climb(call, service, route, refused, payload)).await? {
+            Climbed::Answer(response) => return Ok(response),
+            Climbed::Elsewhere(other, back) => (target, payload) = (other, back),
+        }
     }
     call.prepare_headers();
     if let Some(features) = &route.features {
@@ -261,6 +261,25 @@ pub async fn exchange(
             Err(failure) => Err(give_up(call, failure, stop)),
         };
     }
+}
+
+/// Whether `target` can be asked: the size of the body, the bulkhead, the breaker, and, where
+/// there is something else to do, an endpoint.
+///
+/// # Errors
+/// Why not. The observation may hold places all the same, until it ends or steps back.
+pub async fn let_in(
+    call: &mut Call,
+    target: &Arc<Service>,
+    route: &Arc<Route>,
+    payload: &Payload,
+) -> Result<(), ProxyError> {
+    bulkhead::screen_body(call, target, route, payload)?;
+    if fallback::steps(call, route).is_some() {
+        drop(call.pick_endpoint(target, &[], clock::now())?);
+    }
+    enter(call, target, route).await?;
+    admit(call, target)
 }
 
 /// Whether nobody can have worked on the request, so that sending it again is no retry: it needs

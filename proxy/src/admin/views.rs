@@ -85,6 +85,7 @@ pub(super) fn routes(shared: &Shared) -> Value {
                             When::Preferred => "Preferred",
                             When::Always => "Always",
                             When::Shadow => "Shadow",
+                            When::Unavailable => "Never",
                         },
                         "queue": asynchronous.queue,
                         "attempts": asynchronous.redelivery.attempts,

@@ -7,6 +7,7 @@
 
 pub mod contract;
 mod direct;
+pub mod fallback;
 pub mod fault;
 pub mod mirror;
 pub mod rate;
@@ -57,6 +58,9 @@ pub async fn serve(
             forward::queue_or_exchange(call, service, route, payload).await?
         }
     };
+    if let Some(step) = call.fallback {
+        fallback::mark(step, &mut response);
+    }
     if let Some(fault) = fault::of(call, route) {
         response = response.map(|body| fault::slow_down(call, fault, body));
     }

@@ -209,6 +209,14 @@ impl Observation {
         });
     }
 
+    /// The request is not sent where it was let in: its places there are given back.
+    pub fn step_back(&mut self) {
+        self.note(|record| {
+            record.breaker = None;
+            record.leave();
+        });
+    }
+
     /// The request counts against its rule's limit until it ends.
     pub fn entered_rule(&mut self) {
         self.note(|record| record.in_rule = true);
@@ -313,19 +321,10 @@ impl Record {
         if let Some((service, ticket)) = self.breaker.take() {
             record_breaker(&self.worker, &service, ticket, &observed, now);
         }
-        if let Some(service) = self.in_flight.take() {
-            let max = service.limits.max_in_flight;
-            service.state.bulkhead.leave(max);
-        }
+        self.leave();
         if self.in_sidecar {
             self.worker.end();
             self.worker.shared.overload.leave();
-        }
-        if self.in_rule
-            && let Some(route) = &self.route
-        {
-            let max = route.limits.as_ref().map(|rule| rule.limits.max_in_flight);
-            route.state.bulkhead.leave(max.unwrap_or_default());
         }
         match ending {
             Ending::Complete => {}
@@ -340,6 +339,20 @@ impl Record {
         }
         self.count(now);
         self.log(now, ending);
+    }
+
+    /// Gives the places of its service and of its rule back.
+    fn leave(&mut self) {
+        if let Some(service) = self.in_flight.take() {
+            let max = service.limits.max_in_flight;
+            service.state.bulkhead.leave(max);
+        }
+        if std::mem::take(&mut self.in_rule)
+            && let Some(route) = &self.route
+        {
+            let max = route.limits.as_ref().map(|rule| rule.limits.max_in_flight);
+            route.state.bulkhead.leave(max.unwrap_or_default());
+        }
     }
 
     /// A probe is over with the head, or a gRPC stream's first message: the service must not

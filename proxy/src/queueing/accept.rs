@@ -82,12 +82,7 @@ pub fn decide(call: &Call, route: &Route, payload: &Payload) -> Result<Plan, Pro
     let Some(policy) = &route.asynchronous else {
         return Ok(Plan::Synchronous { skipped: None });
     };
-    let body = match payload {
-        Payload::Downstream(incoming) | Payload::Prefixed(_, incoming) => {
-            incoming.size_hint().lower()
-        }
-        Payload::Stored(bytes) => bytes.len() as u64,
-    };
+    let body = payload_length(payload);
     plan(
         policy,
         &call.parts.method,
@@ -105,7 +100,8 @@ fn plan(
     body: u64,
 ) -> Result<Plan, ProxyError> {
     let prefer = headers::parse_prefer(fields);
-    if policy.when == When::Preferred && !prefer.respond_async {
+    let asked = policy.when != When::Preferred || prefer.respond_async;
+    if !asked || policy.when == When::Unavailable {
         return Ok(Plan::Synchronous { skipped: None });
     }
     if let Some(reason) = why_not(policy, method, fields, grpc, body) {
@@ -114,7 +110,7 @@ fn plan(
                 skipped: Some(reason),
             }),
             When::Always => Err(reason.refusal(policy)),
-            When::Shadow => Ok(Plan::Synchronous { skipped: None }),
+            When::Shadow | When::Unavailable => Ok(Plan::Synchronous { skipped: None }),
         };
     }
     if policy.when == When::Shadow {
@@ -132,6 +128,40 @@ fn plan(
         timing,
         key,
     })))
+}
+
+/// Decides by the head whether a call that cannot be answered may become a message instead.
+/// `unasked`: also when its caller did not ask for one.
+pub fn decide_fallback(
+    call: &Call,
+    route: &Route,
+    unasked: bool,
+    payload: &Payload,
+) -> Option<EnqueuePlan> {
+    let policy = route.asynchronous.as_ref()?;
+    let fields = &call.parts.headers;
+    let prefer = headers::parse_prefer(fields);
+    if !(unasked || prefer.respond_async) || fields.contains_key(headers::CALLBACK) {
+        return None;
+    }
+    let length = payload_length(payload);
+    if why_not(policy, &call.parts.method, fields, call.grpc, length).is_some() {
+        return None;
+    }
+    Some(EnqueuePlan {
+        timing: Timing::read(fields, policy.redelivery.max_age).ok()?,
+        key: headers::idempotency_key(fields).ok()?,
+        prefer,
+    })
+}
+
+fn payload_length(payload: &Payload) -> u64 {
+    match payload {
+        Payload::Downstream(incoming) | Payload::Prefixed(_, incoming) => {
+            incoming.size_hint().lower()
+        }
+        Payload::Stored(bytes) => bytes.len() as u64,
+    }
 }
 
 /// What in the head stands against a message.
@@ -196,7 +226,9 @@ async fn convert(
         Read::Whole(body, trailers) => (body, trailers),
         Read::Back(payload, skipped) => {
             return match policy.when {
-                When::Preferred => Ok(Accepted::Synchronous { payload, skipped }),
+                When::Preferred | When::Unavailable => {
+                    Ok(Accepted::Synchronous { payload, skipped })
+                }
                 When::Always | When::Shadow => Err(skipped.refusal(policy)),
             };
         }

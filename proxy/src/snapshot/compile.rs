@@ -514,6 +514,7 @@ fn asynchronous(policy: &RulePolicy, service: &NamespacedName) -> Option<Async> 
         AsyncWhen::Preferred => When::Preferred,
         AsyncWhen::Always => When::Always,
         AsyncWhen::Shadow => When::Shadow,
+        AsyncWhen::Never if queues_when_unavailable(policy) => When::Unavailable,
         AsyncWhen::Never => return None,
     };
     let permanent = codes(&spec.permanent_codes).without(codes(&spec.permanent_except));
@@ -611,6 +612,13 @@ fn queue(name: &impl ToString, spec: &QueueSpec) -> Queue {
             .and_then(|embedded| embedded.allow_ephemeral)
             .unwrap_or(false),
     }
+}
+
+/// Whether the ladder of a rule leads to its queue.
+fn queues_when_unavailable(policy: &RulePolicy) -> bool {
+    let steps = policy.features.on_unavailable.as_deref();
+    let mut steps = steps.into_iter().flatten();
+    steps.any(|step| step.enqueue.is_some())
 }
 
 pub(super) fn codes(listed: &[CodeOrClass]) -> CodeSet {

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use metrics::Counter;
 use outrigger_config::NamespacedName;
 use outrigger_config::effective;
-use outrigger_config::model::{self, PathEditType};
+use outrigger_config::model::{self, Fallback, PathEditType};
 use outrigger_config::units::KeySource;
 use outrigger_core::edit::{HeaderEdits, PathEdit, Redirect};
 use outrigger_core::fault::{self, Abort, Share};
@@ -40,12 +40,39 @@ pub struct Features {
     pub response_headers: Option<HeaderEdits>,
     /// A change of host or path.
     pub rewrite: Option<Rewrite>,
+    /// What a call gets when the service cannot be asked; in this order.
+    pub on_unavailable: Vec<Step>,
     /// A copy of some requests.
     pub mirror: Option<Mirror>,
     /// What bodies must be.
     pub contract: Option<Arc<MessageContract>>,
     /// Faults on purpose.
     pub fault: Option<Fault>,
+}
+
+/// One step of the ladder.
+pub enum Step {
+    /// Another service: an index into
+    /// [`Snapshot::services`](crate::snapshot::Snapshot::services).
+    Service(usize),
+    /// The queue of the rule.
+    Enqueue {
+        /// Also for callers that did not ask for it.
+        unasked: bool,
+    },
+    /// A fixed answer.
+    Respond(Respond),
+}
+
+impl Step {
+    /// As the config writes it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Service(_) => "service",
+            Self::Enqueue { .. } => "enqueue",
+            Self::Respond(_) => "respond",
+        }
+    }
 }
 
 /// Where copies of requests go, and what became of them.
@@ -207,6 +234,7 @@ pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features
         response_headers,
         // The pick of a backend comes before all of these.
         split_key: _,
+        on_unavailable,
         mirror,
         contract,
         fault,
@@ -231,6 +259,12 @@ pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features
             host: spec.hostname.as_deref().and_then(authority),
             path: spec.path.as_ref().and_then(|edit| path_edit(edit, prefix)),
         }),
+        on_unavailable: on_unavailable
+            .as_deref()
+            .into_iter()
+            .flatten()
+            .filter_map(|step| compile_step(step, of))
+            .collect(),
         mirror: mirror.as_deref().and_then(|spec| compile_mirror(spec, of)),
         contract: contract
             .as_deref()
@@ -248,6 +282,7 @@ impl Features {
             request_headers,
             response_headers,
             rewrite,
+            on_unavailable,
             mirror,
             contract,
             fault,
@@ -257,6 +292,7 @@ impl Features {
             || request_headers.is_some()
             || response_headers.is_some()
             || rewrite.is_some()
+            || !on_unavailable.is_empty()
             || mirror.is_some()
             || contract.is_some()
             || fault.is_some()
@@ -312,6 +348,18 @@ pub fn compile_rate_limit(spec: &model::RateLimitSpec, of: &Of<'_>) -> RateLimit
         policy: HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("")),
         limited: of.metrics.counter("outrigger_rate_limited_total", &labels),
         state: Arc::clone(of.state),
+    }
+}
+
+fn compile_step(step: &model::FallbackStep, of: &Of<'_>) -> Option<Step> {
+    match step.as_enum()? {
+        // `check` says that it is not yet in effect.
+        Fallback::StaleCache => None,
+        Fallback::Service(other) => (of.service)(&other.target()).map(Step::Service),
+        Fallback::Enqueue(step) => Some(Step::Enqueue {
+            unasked: step.unasked.unwrap_or(false),
+        }),
+        Fallback::Respond(fixed) => Some(Step::Respond(compile_respond(fixed))),
     }
 }
 

@@ -399,6 +399,8 @@ pub enum When {
     Always,
     /// None; a copy of every call does.
     Shadow,
+    /// Only those that the ladder sends there.
+    Unavailable,
 }
 
 /// `async.secrets`: credentials at rest.

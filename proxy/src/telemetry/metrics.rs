@@ -96,6 +96,11 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Requests refused by a route's rate limit.",
     ),
     (
+        "outrigger_fallbacks_total",
+        Kind::Counter,
+        "Calls that got a step of onUnavailable, by step and why the service was not asked.",
+    ),
+    (
         "outrigger_mirrored_total",
         Kind::Counter,
         "Copies of requests for a route's mirror: sent, failed, body_too_large, limit_reached.",

@@ -2,6 +2,7 @@
 
 mod edits;
 mod faults;
+mod ladder;
 mod mirrors;
 mod rates;
 mod splits;

@@ -197,6 +197,7 @@ impl Rows<'_> {
             split_key,
             mirror,
             contract,
+            on_unavailable,
             fault,
             respond,
             redirect,
@@ -210,6 +211,7 @@ impl Rows<'_> {
         self.part("splitKey", split_key.as_ref());
         self.part("mirror", mirror.as_ref());
         self.part("contract", contract.as_ref());
+        self.part("onUnavailable", on_unavailable.as_ref());
         self.part("fault", fault.as_ref());
         self.part("respond", respond.as_ref());
         self.own("redirect", redirect.as_ref());
