@@ -12,10 +12,11 @@ use crate::config::{MeshConfig, RuleRef};
 use crate::model::{
     AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, ConnectionSpec, ContractSpec,
     DeliverySpec, EjectionSpec, FailureOnSpec, FailureRateSpec, FallbackStep, FaultSpec, GrpcAck,
-    HeaderEdits, HealthSpec, IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults,
-    MeshService, MirrorSpec, OnDead, PermanentSpec, QueueBackend, QueueSpec, RateLimitSpec,
-    RedirectSpec, RespondStep, RetryBudgetSpec, RetryCondition, RetrySpec, RewriteSpec,
-    RoutePolicy, Rule, RuleLimitsSpec, Secrets, SessionCookieSpec, TimeoutsSpec, UnknownOutcome,
+    HeaderEdits, HealthSpec, HedgeSpec, IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality,
+    MeshDefaults, MeshService, MirrorSpec, OnDead, PermanentSpec, QueueBackend, QueueSpec,
+    RateLimitSpec, RedirectSpec, RespondStep, RetryBudgetSpec, RetryCondition, RetrySpec,
+    RewriteSpec, RoutePolicy, Rule, RuleLimitsSpec, Secrets, SessionCookieSpec, TimeoutsSpec,
+    UnknownOutcome,
 };
 use crate::units::{CodeOrClass, Dur, GrpcCode, KeySource, NamespacedName};
 
@@ -158,6 +159,8 @@ pub struct Retry {
     pub budget_percent: Setting<u8>,
     /// How many retries there may always be, per second.
     pub budget_min_per_second: Setting<u32>,
+    /// When another try is made beside a slow one; none: never.
+    pub hedge_after: Limit,
 }
 
 /// The limits of a rule, beside its service's.
@@ -662,6 +665,7 @@ fn timeouts(layers: &Layers<'_, TimeoutsSpec>) -> Timeouts {
 
 fn retry(layers: &Layers<'_, RetrySpec>) -> Retry {
     let budget: Layers<'_, RetryBudgetSpec> = layers.inner(|spec| spec.budget.as_ref());
+    let hedge: Layers<'_, HedgeSpec> = layers.inner(|spec| spec.hedge.as_ref());
     let codes = [502, 503, 504].map(CodeOrClass::Code).to_vec();
     Retry {
         attempts: layers.field(|spec| spec.attempts, 1),
@@ -674,6 +678,7 @@ fn retry(layers: &Layers<'_, RetrySpec>) -> Retry {
         max_body: layers.field(|spec| spec.max_body.map(|size| size.0), 64 << 10),
         budget_percent: budget.field(|spec| spec.percent.map(|percent| percent.0), 20),
         budget_min_per_second: budget.field(|spec| spec.min_per_second, 3),
+        hedge_after: hedge.limit(|spec| spec.after, None),
     }
 }
 

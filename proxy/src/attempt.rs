@@ -11,8 +11,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
 use http::header::{RETRY_AFTER, UPGRADE};
+use http::{HeaderMap, Response};
 use http_body::{Body as _, Frame};
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers;
@@ -49,6 +49,8 @@ pub struct Window<'a> {
     pub per_try: Option<Duration>,
     /// How to connect.
     pub connection: pool::Params,
+    /// The fields of the head, where they are not those of the request's only try at the time.
+    pub fields: Option<&'a HeaderMap>,
     /// What may stand in for the try.
     pub fault: Option<&'a Fault>,
 }
@@ -265,7 +267,7 @@ pub async fn attempt(
         }
     };
 
-    let sent = lease.send(&call.outgoing(), body);
+    let sent = lease.send(&call.outgoing(window.fields), body);
     let response = match timer.guard(sent).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {

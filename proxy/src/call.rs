@@ -425,24 +425,48 @@ impl Call {
     /// Writes into the head what differs from one attempt to the next.
     pub fn stamp(&mut self, endpoint: &EndpointUse, attempt: u32, deadline: &Deadline, now: Mono) {
         let mut fields = std::mem::take(&mut self.prepared);
-        if self.direction == Direction::Outbound && !self.is_foreign() {
-            fields.insert(headers::ATTEMPT, HeaderValue::from(attempt));
-        }
-        self.tell_deadline(&mut fields, deadline, now);
-        if self.protocol(endpoint) == Protocol::Http1 {
-            join_cookies(&mut fields);
-        }
+        self.stamp_on(&mut fields, endpoint, attempt, deadline, now);
         self.prepared = fields;
     }
 
-    /// The head as it goes upstream.
-    pub fn outgoing(&self) -> Outgoing<'_> {
+    /// The head of one more attempt beside the one that is under way.
+    pub fn stamped(
+        &self,
+        endpoint: &EndpointUse,
+        attempt: u32,
+        deadline: &Deadline,
+        now: Mono,
+    ) -> HeaderMap {
+        let mut fields = self.prepared.clone();
+        self.stamp_on(&mut fields, endpoint, attempt, deadline, now);
+        fields
+    }
+
+    fn stamp_on(
+        &self,
+        fields: &mut HeaderMap,
+        endpoint: &EndpointUse,
+        attempt: u32,
+        deadline: &Deadline,
+        now: Mono,
+    ) {
+        if self.direction == Direction::Outbound && !self.is_foreign() {
+            fields.insert(headers::ATTEMPT, HeaderValue::from(attempt));
+        }
+        self.tell_deadline(fields, deadline, now);
+        if self.protocol(endpoint) == Protocol::Http1 {
+            join_cookies(fields);
+        }
+    }
+
+    /// The head as it goes upstream; with `fields` where they are not those prepared.
+    pub fn outgoing<'a>(&'a self, fields: Option<&'a HeaderMap>) -> Outgoing<'a> {
         static ROOT: LazyLock<PathAndQuery> = LazyLock::new(|| PathAndQuery::from_static("/"));
         Outgoing {
             method: &self.parts.method,
             path: self.parts.uri.path_and_query().unwrap_or(&ROOT),
             authority: self.authority.as_ref(),
-            headers: &self.prepared,
+            headers: fields.unwrap_or(&self.prepared),
             switch: self.switch.is_some(),
         }
     }
@@ -643,6 +667,16 @@ impl OutgoingBody {
                 .reader()
                 .map_or(RequestBody::Empty, RequestBody::Replay),
             Self::Once(body) => body.take().unwrap_or(RequestBody::Empty),
+        }
+    }
+
+    /// The body for an attempt beside the one that is under way; none while it still arrives.
+    pub fn beside(&self) -> Option<RequestBody> {
+        match self {
+            Self::Empty => Some(RequestBody::Empty),
+            Self::Stored(bytes) => Some(RequestBody::Full(Some(bytes.clone()))),
+            Self::Replay(replay) => replay.reader_beside().map(RequestBody::Replay),
+            Self::Once(_) => None,
         }
     }
 

@@ -27,6 +27,7 @@ use crate::destination;
 use crate::error::ProxyError;
 use crate::features;
 use crate::features::fallback::{self, Climbed};
+use crate::hedge::Race;
 use crate::http::body::{ResponseBody, UpstreamBody};
 use crate::http::context::Connection;
 use crate::http::incoming::Incoming;
@@ -40,7 +41,7 @@ use crate::worker::Worker;
 
 /// An answer that is thrown away for a retry is read to its end up to this size, so that its
 /// connection can be used again.
-const DISCARD_BYTES: u64 = 64 * 1024;
+pub const DISCARD_BYTES: u64 = 64 * 1024;
 
 /// How often a request that nobody can have worked on is sent again, beside its retries: a
 /// connection that closes gracefully may turn away several in a row.
@@ -214,9 +215,30 @@ pub async fn exchange(
             per_try: route.timeouts.per_try,
             connection: target.connection_for(route),
             fault: features::fault::of(call, route),
+            fields: None,
         };
-        let mut outcome =
-            attempt::attempt(call, &target, endpoint, body.take(), &window, may_retry).await;
+        let mut outcome = match route.hedge_after {
+            Some(after) if may_retry && !call.probe => {
+                let race = Race {
+                    call,
+                    target: &target,
+                    route,
+                    window: &window,
+                    number,
+                    tried: &tried,
+                };
+                // Boxed: rare, and twice as large.
+                let raced = Box::pin(race.run(endpoint, &mut body, after)).await;
+                if let Some(second) = raced.second {
+                    number += 1;
+                    call.observation.attempt();
+                    tried.push(second);
+                }
+                raced.outcome
+            }
+            _ => attempt::attempt(call, &target, endpoint, body.take(), &window, may_retry).await,
+        };
+        let counted = number - resent;
 
         let (observed, asked, at) = match &mut outcome {
             Ok(answer) => (answer.observed, answer.asked(), answer.at),

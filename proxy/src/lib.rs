@@ -24,6 +24,7 @@ pub mod error;
 pub mod features;
 pub mod forward;
 pub mod health;
+pub mod hedge;
 pub mod http;
 pub mod http1;
 pub mod http2;

@@ -49,6 +49,17 @@ pub struct RetrySpec {
     pub max_body: Option<ByteSize>,
     /// How many retries there may be in all, per route and service.
     pub budget: Option<RetryBudgetSpec>,
+    /// A second try beside a slow first one, where a retry would be allowed. Default: none.
+    pub hedge: Option<HedgeSpec>,
+}
+
+/// A second try beside a slow first one: the first good answer counts. It goes to another endpoint,
+/// is one of `attempts`, and is paid for by `budget`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HedgeSpec {
+    /// How long the first try may take before; 0s does not hedge.
+    pub after: Option<Dur>,
 }
 
 /// A condition for another try beside status codes.

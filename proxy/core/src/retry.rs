@@ -207,6 +207,11 @@ pub fn decide(
     Decision::Retry { after }
 }
 
+/// Whether an attempt that showed this calls for another, were it allowed.
+pub fn calls_for_another(params: &Params, observed: &Observed) -> bool {
+    worth_retrying(params, observed) != Worth::No
+}
+
 /// Whether a response to attempt number `tried` could still be retried. Where it could not, its
 /// head need not be held back for a gRPC status. (The body is worth keeping all the same: a stream
 /// may be refused after it was sent, and that is retried for any method.)

@@ -150,6 +150,7 @@ impl Duplicate {
             per_try: None,
             connection: service.connection_for(&route),
             fault: None,
+            fields: None,
         };
         let attempt = attempt::attempt(&call, &service, endpoint, body.take(), &window, false);
         read(attempt.await.ok()?).await

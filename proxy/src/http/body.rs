@@ -320,6 +320,17 @@ impl Replay {
         })
     }
 
+    /// The whole body for an attempt beside the one that is under way, which goes on; `None` while
+    /// there is more to come.
+    pub fn reader_beside(&self) -> Option<ReplayReader> {
+        let state = self.state.borrow();
+        (state.ended && !state.overflowed).then(|| ReplayReader {
+            state: Rc::clone(&self.state),
+            number: state.current,
+            next: 0,
+        })
+    }
+
     /// Whether a further attempt could send the whole body again.
     pub fn replayable(&self) -> bool {
         !self.state.borrow().overflowed

@@ -221,6 +221,7 @@ impl Compiler<'_> {
                 stream: *policy.timeouts.stream,
             },
             retry: retry_params(policy),
+            hedge_after: *policy.retry.hedge_after,
             budget: budget::Params {
                 percent: u32::from(*policy.retry.budget_percent),
                 min_per_second: *policy.retry.budget_min_per_second,
@@ -343,6 +344,7 @@ impl Compiler<'_> {
                 attempts: 0,
                 ..retry::Params::default()
             },
+            hedge_after: None,
             budget: budget::Params::default(),
             limits: None,
             max_request_body: None,

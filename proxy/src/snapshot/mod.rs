@@ -311,6 +311,8 @@ pub struct Route {
     pub timeouts: Timeouts,
     /// When to try again.
     pub retry: retry::Params,
+    /// How long a try may take before another is made beside it; none does not hedge.
+    pub hedge_after: Option<Duration>,
     /// How much extra load retries may be.
     pub budget: budget::Params,
     /// Its own share of the places, beside the service's limit.

@@ -36,6 +36,11 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Retry decisions: retried, resent (nobody had worked on it), or why not.",
     ),
     (
+        "outrigger_hedges_total",
+        Kind::Counter,
+        "Second tries beside a slow first one: won, lost, or why there was none.",
+    ),
+    (
         "outrigger_breaker_state",
         Kind::Gauge,
         "Breaker of a service: 0 closed, 1 half-open, 2 open.",

@@ -29,6 +29,7 @@ pub struct EndpointUse {
     open: bool,
     /// Whether what it comes to says something of the endpoint.
     observed: bool,
+    hedged: bool,
 }
 
 impl EndpointUse {
@@ -51,7 +52,13 @@ impl EndpointUse {
             head: None,
             open: true,
             observed: true,
+            hedged: false,
         }
+    }
+
+    /// It may be given up for a quicker one: that it took so long is then what was learned of it.
+    pub fn hedged(&mut self) {
+        self.hedged = true;
     }
 
     /// The endpoint's address.
@@ -197,7 +204,9 @@ impl Drop for EndpointUse {
     fn drop(&mut self) {
         if self.open {
             // Abandoned by the caller: nobody failed.
-            self.state.load.finish(clock::now(), self.latency());
+            let now = clock::now();
+            let outrun = self.hedged.then(|| now.saturating_since(self.started));
+            self.state.load.finish(now, self.latency().or(outrun));
         }
     }
 }

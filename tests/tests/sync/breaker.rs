@@ -94,11 +94,20 @@ async fn answers_that_are_the_callers_fault_or_a_throttle_never_open_it() {
 }
 
 #[tokio::test]
-async fn a_half_open_breaker_lets_exactly_one_request_through() {
+async fn a_half_open_breaker_lets_exactly_its_number_of_requests_through() {
+    for probes in [1, 3] {
+        let_through(probes).await;
+    }
+}
+
+/// With four workers, and callers that come to all of them.
+async fn let_through(probes: usize) {
     let upstream = Upstream::h1(|_| Reply::status(500)).await;
+    let more =
+        format!("breaker: {{consecutiveFailures: 3, openFor: 300ms, halfOpenRequests: {probes}}}");
     let sidecar = Sidecar::named("web-1")
-        .mesh(service("orders", &[upstream.addr], &breaker("300ms")))
-        .set("workers", 2.into())
+        .mesh(service("orders", &[upstream.addr], &more))
+        .set("workers", 4.into())
         .start()
         .await;
     open_it(&sidecar).await;
@@ -112,11 +121,11 @@ async fn a_half_open_breaker_lets_exactly_one_request_through() {
             Ask::post("orders", "/", "x"),
         ))
     };
-    // Callers come all the time; one of them finds the breaker half-open.
+    // Callers come all the time; the first of them find the breaker half-open.
     let mut callers = Vec::new();
-    until("a probe arrives", || {
-        callers.extend((0..4).map(|_| call()));
-        let arrived = (upstream.hits() > 3).then_some(());
+    until("the probes arrive", || {
+        callers.extend((0..8).map(|_| call()));
+        let arrived = (upstream.hits() >= 3 + probes).then_some(());
         async move { arrived }
     })
     .await;
@@ -125,15 +134,15 @@ async fn a_half_open_breaker_lets_exactly_one_request_through() {
     for answer in refused {
         answer.expect("no panic").assert_error(503, "circuit_open");
     }
-    assert_eq!((upstream.hits(), upstream.active()), (4, 1));
+    assert_eq!((upstream.hits(), upstream.active()), (3 + probes, probes));
     gate.open();
     let answers = join_all(callers)
         .await
         .into_iter()
         .map(|answer| answer.expect("no panic"));
     let let_through = answers.filter(|answer| answer.status == 200).count();
-    // The probe itself, and whoever came after it had closed the breaker.
-    assert!(let_through >= 1, "{let_through}");
+    // The probes themselves, and whoever came after it had closed the breaker.
+    assert!(let_through >= probes, "{let_through}");
     assert_eq!(post(&sidecar).await.status, 200);
     assert_eq!(sidecar.metrics().await.sum(STATE, &[]), 0.0);
 }

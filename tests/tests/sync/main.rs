@@ -7,6 +7,7 @@ mod deadlines;
 mod drain;
 mod headers;
 mod health;
+mod hedging;
 mod protocols;
 mod races;
 mod retries;

@@ -97,6 +97,7 @@ impl Rows<'_> {
             max_body,
             budget_percent,
             budget_min_per_second,
+            hedge_after,
         } = retry;
         self.plain("retry.attempts", attempts);
         self.list("retry.codes", codes);
@@ -108,6 +109,7 @@ impl Rows<'_> {
         self.size("retry.maxBody", max_body);
         self.plain("retry.budget.percent", budget_percent);
         self.plain("retry.budget.minPerSecond", budget_min_per_second);
+        self.limit("retry.hedge.after", hedge_after);
     }
 
     fn rule_limits(&mut self, limits: &RuleLimits) {
