@@ -25,8 +25,6 @@ const OF_A_SERVICE: &[&str] = &[
     "discovery.eureka",
 ];
 
-const OF_THE_MESH: &[&str] = &["authorization"];
-
 const OF_A_QUEUE: &[&str] = &[
     "backend.kafka",
     "backend.rabbitmq",
@@ -51,7 +49,6 @@ pub(crate) const OF_A_CONTROL_PLANE: &[&str] =
 pub(crate) fn paths(kind: Kind, root: &Node) -> Vec<String> {
     let tables: &[(&str, &[&str])] = match kind {
         Kind::Mesh => &[
-            ("spec", OF_THE_MESH),
             ("spec.defaults", OF_A_RULE),
             ("spec.defaults", OF_A_SERVICE),
         ],
@@ -60,7 +57,7 @@ pub(crate) fn paths(kind: Kind, root: &Node) -> Vec<String> {
         Kind::RoutePolicy => &[("spec", OF_A_RULE)],
         Kind::HTTPRoute | Kind::GRPCRoute => &[("spec.rules[*]", OF_A_GATEWAY_RULE)],
         Kind::Queue => &[("spec", OF_A_QUEUE)],
-        Kind::AuthorizationPolicy => &[("", &["spec"])],
+        Kind::AuthorizationPolicy => &[],
     };
     tables
         .iter()

@@ -648,6 +648,24 @@ fn warnings() {
         &route("{respond: {status: 503}, redirect: {statusCode: 301}}"),
         &["3 @respond spec.rules[0].respond: redirect and respond exclude each other"],
     );
+    let mesh = |mode: &str| {
+        format!(
+            "{{apiVersion: outrigger.dev/v1alpha1, kind: Mesh, metadata: {{name: a}}, spec: {{mtls: {{mode: {mode}}}}}}}\n---\n"
+        )
+    };
+    let allowed = doc(
+        "AuthorizationPolicy",
+        "a",
+        "{services: [orders], action: Allow, rules: [{from: [{serviceAccounts: [web]}, {ipBlocks: [10.0.0.0/8]}]}]}",
+    );
+    check("W309", &(mesh("Strict") + &allowed), &[]);
+    check(
+        "W309",
+        &(mesh("Permissive") + &allowed),
+        &[
+            "4 @serviceAccounts spec.rules[0].from[0].serviceAccounts: shop/orders takes plaintext, and a caller in plaintext is not allowed by who it is: mtls.mode Strict refuses it",
+        ],
+    );
     check(
         "W305",
         &doc("MeshService", "a", "{}"),

@@ -276,7 +276,7 @@ impl Call {
         })
     }
 
-    /// What rules look at; until the headers are prepared.
+    /// What rules and policies look at; until the headers are prepared.
     pub fn view(&self) -> RequestView<'_> {
         RequestView {
             method: &self.parts.method,

@@ -18,6 +18,7 @@ use outrigger_core::outcome::Observed;
 use outrigger_core::retry::{self, Asked, Decision, StopReason};
 
 use crate::attempt::{self, Answer, Failure, Window};
+use crate::authorize;
 use crate::bulkhead;
 use crate::call::{Call, OutgoingBody, Payload};
 use crate::clock;
@@ -123,6 +124,11 @@ pub async fn queue_or_exchange(
             return Box::pin(shadowed).await;
         }
         queueing::accept::Plan::Enqueue(plan) => {
+            if let Err(refused) = authorize::message(call, service, route) {
+                call.observation.routed(service, route);
+                payload.discard();
+                return Err(refused);
+            }
             match queueing::accept::enqueue(call, service, route, *plan, payload).await? {
                 queueing::accept::Accepted::Answer(response) => return Ok(response),
                 // The body turned out to be too long for a message of a `Preferred` route.
@@ -147,15 +153,21 @@ pub async fn queue_or_exchange(
 
 /// A call of another workload to the local application: never retried, never enqueued.
 async fn inbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBody>, ProxyError> {
+    let payload = Payload::Downstream(body);
     let (app, route) = destination::inbound(call)?;
+    if let Err(refused) = authorize::inbound(call, &app) {
+        call.observation.routed(&app, &route);
+        payload.discard();
+        return Err(refused);
+    }
     if call.snapshot.inbound_limits.is_some() {
         call.observation.routed(&app, &route);
         if let Err(refused) = features::rate::admit_inbound(call) {
-            Payload::Downstream(body).discard();
+            payload.discard();
             return Ok(*refused);
         }
     }
-    exchange(call, &app, &route, Payload::Downstream(body)).await
+    exchange(call, &app, &route, payload).await
 }
 
 /// Limits, deadline, then attempts until there is an answer worth passing on.

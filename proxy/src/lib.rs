@@ -12,6 +12,7 @@
 pub mod admin;
 pub mod app;
 pub mod attempt;
+pub mod authorize;
 pub mod bulkhead;
 pub mod call;
 pub mod cli;

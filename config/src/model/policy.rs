@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AuthorizationAction, CacheSpec, ContractSpec, FallbackStep, FaultSpec, HeaderEdits,
-    IdempotencySpec, MirrorSpec, PathMatch, RateLimitSpec, RespondStep,
+    AuthorizationAction, CacheSpec, ContractSpec, FallbackStep, FaultSpec, GrpcMatch, HeaderEdits,
+    IdempotencySpec, MirrorSpec, PathMatch, RateLimitSpec, RespondStep, ValueMatch,
 };
 use crate::units::{ByteSize, CodeOrClass, Dur, GrpcCode, KeySource, Percent, Reference};
 
@@ -338,6 +338,9 @@ pub struct CallerMatch {
     /// `name` or `namespace/name`, with `*` for any.
     #[serde(default)]
     pub service_accounts: Vec<String>,
+    /// Namespaces of service accounts; a trailing `*` matches any rest.
+    #[serde(default)]
+    pub namespaces: Vec<String>,
     /// SPIFFE IDs; a trailing `*` matches any rest.
     #[serde(default)]
     #[schemars(extend("items" = {"type": "string", "format": "spiffe-pattern"}))]
@@ -348,7 +351,7 @@ pub struct CallerMatch {
     pub ip_blocks: Vec<String>,
 }
 
-/// A condition on the call; any value of each member that is set.
+/// A condition on the call; any value of each member that is set, and all headers.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CallMatch {
@@ -359,4 +362,10 @@ pub struct CallMatch {
     /// Paths.
     #[serde(default)]
     pub paths: Vec<PathMatch>,
+    /// All of these headers.
+    #[serde(default)]
+    pub headers: Vec<ValueMatch>,
+    /// gRPC services or methods.
+    #[serde(default)]
+    pub grpc: Vec<GrpcMatch>,
 }

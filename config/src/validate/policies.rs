@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::Checks;
+use super::{Checks, Subject};
 use crate::config::rule_name;
 use crate::document::{GATEWAY_API_VERSION, Kind};
-use crate::model::{AuthorizationAction, RouteKind};
+use crate::model::{
+    AuthorizationAction, AuthorizationPolicy, CallerMatch, MtlsMode, MtlsSpec, RouteKind,
+    ValueMatchType,
+};
 use crate::report::Severity;
 use crate::suggest::closest;
-use crate::units::NamespacedName;
+use crate::units::{NamespacedName, Reference};
 
 impl Checks<'_> {
     pub(super) fn route_policies(&mut self) {
@@ -105,14 +108,63 @@ impl Checks<'_> {
                     for (k, principal) in caller.principals.iter().enumerate() {
                         self.trust_domain(at, &format!("{base}.principals[{k}]"), principal);
                     }
+                    self.plaintext_callers(at, &base, policy, caller);
                 }
                 for (m, call) in rule.to.iter().enumerate() {
                     for (k, path) in call.paths.iter().enumerate() {
                         let value = format!("spec.rules[{n}].to[{m}].paths[{k}].value");
                         self.path(at, &value, path);
                     }
+                    for (k, header) in call.headers.iter().enumerate() {
+                        if header.type_ == ValueMatchType::RegularExpression {
+                            let path = format!("spec.rules[{n}].to[{m}].headers[{k}].value");
+                            self.regex(at, &path, &header.value);
+                        }
+                    }
+                    for (k, grpc) in call.grpc.iter().enumerate() {
+                        let base = format!("spec.rules[{n}].to[{m}].grpc[{k}]");
+                        self.grpc(at, &base, grpc);
+                    }
                 }
             }
         }
+    }
+
+    /// A caller in plaintext has no principal: no condition on one ever holds for it.
+    fn plaintext_callers(
+        &mut self,
+        at: Subject<'_>,
+        path: &str,
+        policy: &AuthorizationPolicy,
+        caller: &CallerMatch,
+    ) {
+        let key = [
+            ("serviceAccounts", caller.service_accounts.is_empty()),
+            ("namespaces", caller.namespaces.is_empty()),
+            ("principals", caller.principals.is_empty()),
+        ];
+        let Some((key, _)) = key.into_iter().find(|(_, empty)| !empty) else {
+            return;
+        };
+        let config = self.config;
+        let mode = |mtls: Option<&MtlsSpec>| mtls.and_then(|mtls| mtls.mode);
+        let lax = |service: &&Reference| {
+            let spec = config.services.get(&service.target());
+            let own = spec.and_then(|spec| mode(spec.mtls.as_ref()));
+            own.or(mode(config.mesh.mtls.as_ref())) != Some(MtlsMode::Strict)
+        };
+        let Some(service) = policy.services.iter().find(lax) else {
+            return;
+        };
+        let service = service.target();
+        let what = match policy.action {
+            AuthorizationAction::Deny => "is not denied",
+            AuthorizationAction::Allow => "is not allowed",
+            AuthorizationAction::Audit => "is not noted",
+        };
+        let message = format!(
+            "{service} takes plaintext, and a caller in plaintext {what} by who it is: mtls.mode Strict refuses it"
+        );
+        self.warn(at, "W309", &format!("{path}.{key}"), message);
     }
 }

@@ -176,7 +176,12 @@ impl<'a> Checks<'a> {
             }
         }
         if let Some(grpc) = &condition.grpc {
-            self.grpc(at, base, condition, grpc);
+            let base = format!("{base}.grpc");
+            if condition.path.is_some() || condition.method.is_some() {
+                let message = "grpc stands for path and method; set one or the other";
+                self.error(at, "E310", &base, message);
+            }
+            self.grpc(at, &base, grpc);
         }
     }
 
@@ -191,14 +196,11 @@ impl<'a> Checks<'a> {
         }
     }
 
-    fn grpc(&mut self, at: Subject<'_>, base: &str, condition: &RouteMatch, grpc: &GrpcMatch) {
-        if condition.path.is_some() || condition.method.is_some() {
-            let message = "grpc stands for path and method; set one or the other";
-            self.error(at, "E310", &format!("{base}.grpc"), message);
-        }
+    /// The names of a gRPC service and method, at `base`.
+    pub(super) fn grpc(&mut self, at: Subject<'_>, base: &str, grpc: &GrpcMatch) {
         for (key, value) in [("service", &grpc.service), ("method", &grpc.method)] {
             let Some(value) = value else { continue };
-            let path = format!("{base}.grpc.{key}");
+            let path = format!("{base}.{key}");
             let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'.';
             match grpc.type_ {
                 ValueMatchType::RegularExpression => self.regex(at, &path, value),

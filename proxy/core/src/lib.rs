@@ -16,6 +16,7 @@
 
 pub mod time;
 
+pub mod authz;
 pub mod client_hello;
 pub mod edit;
 pub mod error_code;

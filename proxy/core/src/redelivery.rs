@@ -221,6 +221,11 @@ fn judge(params: &Params, result: &DeliveryResult) -> Verdict {
             peer_error: Some(ErrorCode::NoRoute | ErrorCode::Draining),
             ..
         } => Verdict::Retry, // the peer is new or going, the target has not spoken
+        // The callee's word is the last, whatever the route says of its status.
+        DeliveryResult::Answered {
+            peer_error: Some(ErrorCode::Unauthorized),
+            ..
+        } => Verdict::Dead(Reason::Unauthorized),
         DeliveryResult::Answered {
             grpc: Some(code), ..
         } => judge_grpc(params, *code),

@@ -20,6 +20,7 @@ use outrigger_core::time::{Mono, UnixMillis};
 use outrigger_queue::message::MAX_EXCERPT_BYTES;
 use outrigger_queue::{AttemptRecord, Lease, Message, Settle, StoredResult};
 
+use crate::authorize;
 use crate::call::{Call, Payload};
 use crate::clock;
 use crate::error::ProxyError;
@@ -80,7 +81,14 @@ pub async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> Delivered {
         begun: clock::now(),
     };
     let judged = match &found {
-        Ok((service, route)) => attempt.run(&mut call, service, route, policy, lease).await,
+        Ok((service, route)) => match authorize::message(&call, service, route) {
+            Ok(()) => attempt.run(&mut call, service, route, policy, lease).await,
+            // It was allowed when it was accepted.
+            Err(error) => {
+                call.observation.discard();
+                Judged::ours(&error, false)
+            }
+        },
         Err(error) => {
             call.observation.discard();
             Judged::ours(error, false)
@@ -185,6 +193,11 @@ fn after_the_next_probe(call: &Call, lease: &Lease, at: UnixMillis, now: UnixMil
         Gate::Held(held) => at.max(now + held.retry_in + AFTER_PROBE),
         Gate::Open | Gate::Probing(_) => at,
     }
+}
+
+/// The code of an error that the target's sidecar made; from nobody else does one come this far.
+fn peer_error(fields: &HeaderMap) -> Option<ErrorCode> {
+    fields.get(headers::ERROR)?.to_str().ok()?.parse().ok()
 }
 
 /// One attempt that is under way.
@@ -306,7 +319,7 @@ impl Judged {
             grpc => DeliveryResult::Answered {
                 status,
                 grpc,
-                peer_error: None,
+                peer_error: peer_error(fields),
             },
         };
         let reason = match (&result, code) {

@@ -18,6 +18,7 @@ use outrigger_config::model::{
 };
 use outrigger_config::units::{CodeOrClass, KeySource};
 use outrigger_config::{MeshConfig, NamespacedName, RuleRef};
+use outrigger_core::authz::Policies;
 use outrigger_core::codes::CodeSet;
 use outrigger_core::grpc::{GrpcCode, GrpcSet};
 use outrigger_core::host::HostTable;
@@ -34,6 +35,7 @@ use crate::listener::Direction;
 use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
+use crate::snapshot::authorization;
 use crate::snapshot::endpoints;
 use crate::snapshot::features::{self, InboundLimits};
 use crate::snapshot::live::{EndpointSpec, Labels, Spoken};
@@ -149,6 +151,7 @@ impl Compiler<'_> {
                 ..mutual::spoken(self.shared, self.config, name, spec)
             },
             mtls: mutual::mtls(self.config, Some(spec)),
+            authorization: authorization::policies(self.config, Some(name)),
             ports,
             connection: connection(&policy),
             breaker: Some(breaker(&policy)),
@@ -249,12 +252,15 @@ impl Compiler<'_> {
             .config
             .service_policy(spec.unwrap_or(&MeshService::default()));
         self.plain(Plain {
-            name: own.map_or_else(|| "app".to_owned(), |name| name.to_string()),
+            name: own
+                .as_ref()
+                .map_or_else(|| "app".to_owned(), ToString::to_string),
             state: "(app)",
             direction: "inbound",
             route: "inbound",
             ports: spec.map_or_else(Ports::default, |spec| Ports::new(&spec.ports)),
             mtls: mutual::mtls(self.config, spec),
+            authorization: authorization::policies(self.config, own.as_ref()),
             policy: &policy,
         })
     }
@@ -305,6 +311,8 @@ impl Compiler<'_> {
             route: "passthrough",
             ports: Ports::default(),
             mtls: mutual::mtls(self.config, None),
+            // Its own sidecars, if it has any, know who may call it.
+            authorization: None,
             policy: &policy,
         }))
     }
@@ -318,6 +326,7 @@ impl Compiler<'_> {
             route,
             ports,
             mtls,
+            authorization,
             policy,
         } = plain;
         let defaults = self.config.default_rule_policy();
@@ -364,6 +373,7 @@ impl Compiler<'_> {
                 ..Spoken::default()
             },
             mtls,
+            authorization,
             ports,
             connection: connection(policy),
             breaker: None,
@@ -425,6 +435,7 @@ struct Plain<'a> {
     route: &'static str,
     ports: Ports,
     mtls: Mtls,
+    authorization: Option<Arc<Policies>>,
     policy: &'a ServicePolicy,
 }
 

@@ -6,6 +6,7 @@
 
 pub mod addresses;
 pub mod affinity;
+mod authorization;
 pub mod compile;
 pub mod contract;
 mod endpoints;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use outrigger_config::MeshConfig;
 use outrigger_config::model::MtlsMode;
+use outrigger_core::authz::Policies;
 use outrigger_core::host::HostTable;
 use outrigger_core::outcome::FailureOn;
 use outrigger_core::route::RuleSet;
@@ -133,6 +135,8 @@ pub struct Service {
     pub spoken: Spoken,
     /// Whether those who call it must, may or do not speak mutual TLS; asked inbound.
     pub mtls: Mtls,
+    /// Who may call it; none is everybody.
+    pub authorization: Option<Arc<Policies>>,
     /// Its ports and what is declared of them.
     pub ports: Ports,
     /// Connections.

@@ -26,6 +26,7 @@ use outrigger_core::error_code::ErrorCode;
 use outrigger_core::outcome::Observed;
 use tracing::debug;
 
+use crate::authorize;
 use crate::clock;
 use crate::destination::{self, Onward, Wish};
 use crate::error::chain;
@@ -136,6 +137,10 @@ async fn open(
         .map_err(|error| Refused::new(error.code, error.detail))?;
     drop(snapshot);
     record.routed(&onward.service);
+    if connection.direction == Direction::Inbound {
+        authorize::opaque(worker, connection, &onward.service)
+            .map_err(|error| Refused::new(error.code, error.detail))?;
+    }
     dial(worker, &onward, &mut |addr| record.attempt(addr)).await
 }
 

@@ -121,6 +121,11 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Connections refused before it was known what they speak, by reason.",
     ),
     (
+        "outrigger_authorization_audited_total",
+        Kind::Counter,
+        "Inbound calls that an Audit policy met, by service and policy.",
+    ),
+    (
         "outrigger_tls_handshake_failures_total",
         Kind::Counter,
         "TLS handshakes between sidecars that failed, by reason.",

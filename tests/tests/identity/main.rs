@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod authorization;
 mod mesh;
 mod modes;
 mod refused;

@@ -172,6 +172,11 @@ impl GrpcMatch {
 }
 
 impl Match {
+    /// Whether the request has all that is asked.
+    pub fn matches(&self, request: &RequestView<'_>) -> bool {
+        self.check(request).is_ok()
+    }
+
     /// Whether the request has all that is asked; else the first part that it has not.
     pub(super) fn check(&self, request: &RequestView<'_>) -> Result<(), Missed> {
         if let Some(path) = &self.path

@@ -1,0 +1,161 @@
+//! Asks the policies of a service whether a call may be, and says why when it may not.
+//!
+//! The callee's sidecar asks before the application hears of a call. The caller's asks before a
+//! call becomes a message, so that nobody is told 202 for what will be refused, and again when the
+//! message is delivered; what only the callee can know is left to it.
+//!
+//! Stands on the life of a request and on the life of a message.
+
+use std::net::SocketAddr;
+
+use outrigger_core::authz::{self, Policies, Refused, Verdict};
+use outrigger_core::error_code::ErrorCode;
+use outrigger_core::route::RequestView;
+use outrigger_core::spiffe::SpiffeId;
+use tracing::info;
+
+use crate::call::Call;
+use crate::error::ProxyError;
+use crate::http::context::Connection;
+use crate::snapshot::{Route, Service};
+use crate::telemetry::metrics::Metrics;
+use crate::worker::Worker;
+
+/// Whether a call from elsewhere may reach the local application.
+///
+/// # Errors
+/// `unauthorized`, naming the policy.
+pub fn inbound(call: &Call, app: &Service) -> Result<(), ProxyError> {
+    let Some(policies) = &app.authorization else {
+        return Ok(());
+    };
+    let caller = call.caller.as_ref().map(|caller| &caller.id);
+    let view = call.view();
+    let asked = authz::Call {
+        caller,
+        address: Some(call.peer.ip()),
+        request: Some(view),
+    };
+    let metrics = &call.worker.shared.metrics;
+    judge(policies, &asked, &app.name, Some(call.peer), metrics)
+}
+
+/// Whether a connection from elsewhere that is not HTTP may reach the local application.
+///
+/// # Errors
+/// `unauthorized`, naming the policy.
+pub fn opaque(worker: &Worker, connection: &Connection, app: &Service) -> Result<(), ProxyError> {
+    let Some(policies) = &app.authorization else {
+        return Ok(());
+    };
+    let caller = connection.caller.as_ref().map(|caller| &caller.id);
+    let asked = authz::Call {
+        caller,
+        address: Some(connection.peer.ip()),
+        request: None,
+    };
+    let peer = Some(connection.peer);
+    judge(policies, &asked, &app.name, peer, &worker.shared.metrics)
+}
+
+/// Whether a call of the local application may become a message for `service`, or be delivered as
+/// one: refused when every service that could take it refuses.
+///
+/// # Errors
+/// `unauthorized`, naming the policy.
+pub fn message(call: &Call, service: &Service, route: &Route) -> Result<(), ProxyError> {
+    let mut refused = None;
+    let backends = route.backends.iter().filter(|backend| backend.weight > 0);
+    let mut targets = backends
+        .filter_map(|backend| call.snapshot.services.get(backend.service))
+        .map(|service| &**service)
+        .peekable();
+    if targets.peek().is_none() {
+        return one_message(call, service);
+    }
+    for target in targets {
+        match one_message(call, target) {
+            Ok(()) => return Ok(()),
+            Err(error) => refused = Some(error),
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+fn one_message(call: &Call, service: &Service) -> Result<(), ProxyError> {
+    let Some(policies) = &service.authorization else {
+        return Ok(());
+    };
+    let known = service.spoken.mtls && service.spoken.peers.is_some();
+    let svid = match known {
+        true => call.worker.shared.identity.current(),
+        false => None,
+    };
+    let asked = authz::Call {
+        caller: svid.as_ref().map(|svid| &svid.id),
+        address: None,
+        request: Some(call.view()),
+    };
+    match policies.decide(&asked).refused {
+        None => Ok(()),
+        Some(refused) => Err(refusal(&refused, asked.caller, &service.name)),
+    }
+}
+
+fn judge(
+    policies: &Policies,
+    asked: &authz::Call<'_>,
+    service: &str,
+    peer: Option<SocketAddr>,
+    metrics: &Metrics,
+) -> Result<(), ProxyError> {
+    let Verdict { refused, audited } = policies.decide(asked);
+    for policy in audited {
+        audit(policy, asked, service, peer, metrics);
+    }
+    match refused {
+        None => Ok(()),
+        Some(refused) => Err(refusal(&refused, asked.caller, service)),
+    }
+}
+
+fn refusal(refused: &Refused<'_>, caller: Option<&SpiffeId>, service: &str) -> ProxyError {
+    let who = caller.map_or("a caller without identity", SpiffeId::as_str);
+    let detail = match refused {
+        Refused::Denied(policy) => format!("{policy} denies {who} this call to {service}"),
+        Refused::NotAllowed(policies) => {
+            let policies = policies.join(", ");
+            format!("{policies} does not allow {who} this call to {service}")
+        }
+        Refused::Default => format!("the mesh allows nobody to call {service}: it has no policy"),
+    };
+    ProxyError::local(ErrorCode::Unauthorized, detail)
+}
+
+/// What an Audit policy meets is noted: it was asked for.
+fn audit(
+    policy: &str,
+    asked: &authz::Call<'_>,
+    service: &str,
+    peer: Option<SocketAddr>,
+    metrics: &Metrics,
+) {
+    let policy = if policy.is_empty() { "default" } else { policy };
+    let labels = [("service", service), ("policy", policy)];
+    metrics
+        .counter("outrigger_authorization_audited_total", &labels)
+        .increment(1);
+    let caller = asked.caller.map_or("", SpiffeId::as_str);
+    let request: Option<&RequestView<'_>> = asked.request.as_ref();
+    let method = request.map_or("", |request| request.method.as_str());
+    let path = request.map_or("", |request| request.path);
+    info!(
+        policy,
+        service,
+        caller,
+        ?peer,
+        method,
+        path,
+        "authorization audit"
+    );
+}
