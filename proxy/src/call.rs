@@ -333,7 +333,12 @@ impl Call {
         match destination::pick(&self.worker, service, wish, tried, now) {
             Some(endpoint) => Ok(endpoint),
             None => {
-                let detail = format!("no endpoint of {} takes requests", service.name);
+                let mut detail = format!("no endpoint of {} takes requests", service.name);
+                if let Some(labels) = wish.labels {
+                    let labels = labels.iter().map(|(name, value)| format!("{name}={value}"));
+                    let labels: Vec<String> = labels.collect();
+                    detail = format!("{detail} among those with {}", labels.join(", "));
+                }
                 let error = ProxyError::local(ErrorCode::NoEndpoints, detail);
                 Err(error.retry_after(Duration::from_secs(1)))
             }

@@ -148,6 +148,55 @@ async fn an_instance_gets_traffic_from_its_registration_to_its_end() {
 }
 
 #[tokio::test]
+async fn labels_and_priorities_of_instances_reach_the_sidecars() {
+    let first = Upstream::h1(|_| Reply::ok("first")).await;
+    let standby = Upstream::h1(|_| Reply::ok("standby")).await;
+    let canary = Upstream::h1(|_| Reply::ok("canary")).await;
+    let rules = [
+        "{name: canary, matches: [{path: {value: /canary}}], \
+         backends: [{service: reports, labels: {track: canary}}]}",
+        "{name: stable, backends: [{service: reports, labels: {track: stable}}]}",
+    ];
+    let text = document(
+        "MeshService",
+        "reports",
+        "discovery: {heartbeat: {ttl: 60s}}",
+    ) + &route("reports", &rules);
+    let plane = Plane::start(&[("reports.yaml", text)]).await;
+    let sidecar = sidecar("web-1", &plane).await;
+    let instances = "/v1/services/default%2Freports/instances";
+    for (upstream, priority, track) in [
+        (&first, 0, "stable"),
+        (&standby, 1, "stable"),
+        (&canary, 0, "canary"),
+    ] {
+        let body = json!({
+            "address": "127.0.0.1",
+            "port": upstream.addr.port(),
+            "priority": priority,
+            "labels": {"track": track},
+        });
+        let answer = plane.ask("POST", instances, &body.to_string()).await;
+        assert_eq!(answer.status, 201, "{}", answer.text());
+    }
+    answers(&sidecar, "reports", "first").await;
+    until("all are known", || async {
+        let view = sidecar.view("/endpoints").await;
+        let known = view["services"][0]["endpoints"].as_array().map(Vec::len);
+        (known == Some(3)).then_some(())
+    })
+    .await;
+    for _ in 0..10 {
+        assert_eq!(sidecar.get("reports", "/").await.text(), "first");
+        assert_eq!(sidecar.get("reports", "/canary").await.text(), "canary");
+    }
+    assert_eq!(standby.hits(), 0);
+    let leaving = format!("{instances}/127.0.0.1-{}", first.addr.port());
+    assert_eq!(plane.ask("DELETE", &leaving, "").await.status, 204);
+    answers(&sidecar, "reports", "standby").await;
+}
+
+#[tokio::test]
 async fn an_instance_that_falls_silent_loses_its_traffic() {
     let silent = Upstream::h1(|_| Reply::ok("silent")).await;
     let heard = Upstream::h1(|_| Reply::ok("heard")).await;

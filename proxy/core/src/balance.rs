@@ -122,8 +122,8 @@ pub struct Picked {
 ///
 /// `tried` are the indices that this request tried before: they are chosen again only when nothing
 /// else is available. The order of preference is available and untried (of the tier whose turn it
-/// is, our zone first where that is preferred, then of the other tiers), available, of no weight,
-/// serving, draining.
+/// is, our zone first where that is preferred, then of the other tiers; those whose last connect
+/// failed after all others), available, of no weight, serving, draining.
 pub fn pick<E: Endpoints + ?Sized>(
     algorithm: Algorithm<'_>,
     params: &Params,
@@ -153,16 +153,21 @@ pub fn pick<E: Endpoints + ?Sized>(
 
     if !layout.is_panic(params) {
         let fresh = |index: usize| available(index) && untried(index);
-        for tier in layout.tiers(turn) {
-            let preferred = tier.preferred().filter(|_| params.prefer_local);
-            let found = preferred
-                .and_then(|zone| draw.among(&zone, &fresh, rng))
-                .or_else(|| draw.among(&tier.all(), &fresh, rng));
-            if let Some(index) = found {
-                return Some(Picked {
-                    index,
-                    panic: false,
-                });
+        let reachable =
+            |index: usize| fresh(index) && !endpoints.candidate(index).health.is_avoided(now);
+        let usable: [&dyn Fn(usize) -> bool; 2] = [&reachable, &fresh];
+        for usable in usable {
+            for tier in layout.tiers(turn) {
+                let preferred = tier.preferred().filter(|_| params.prefer_local);
+                let found = preferred
+                    .and_then(|zone| draw.among(&zone, usable, rng))
+                    .or_else(|| draw.among(&tier.all(), usable, rng));
+                if let Some(index) = found {
+                    return Some(Picked {
+                        index,
+                        panic: false,
+                    });
+                }
             }
         }
         let whole = 0..layout.count();

@@ -8,8 +8,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::outcome::Outcome;
+use crate::outcome::{Observed, Outcome};
 use crate::time::Mono;
+
+/// How long an endpoint is asked last after a failed connect, for each failure in a row; and the
+/// longest. Long enough that a rollout's stale endpoints cost a request now and then and no retry
+/// budget, short enough that one that has only restarted is back at once.
+const AVOIDED: Duration = Duration::from_secs(1);
+const AVOIDED_MOST: u32 = 5;
 
 /// `ejection`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +63,8 @@ pub struct EndpointHealth {
     checked_unhealthy: AtomicBool,
     /// When that last changed.
     checked_at: AtomicU64,
+    /// Until when it is asked only when no other is there: its last connect failed.
+    avoided_until: AtomicU64,
     /// When it was first seen, or began to take requests again; 0 = before we looked.
     warm_from: AtomicU64,
 }
@@ -131,6 +139,41 @@ impl EndpointHealth {
                 (consecutive >= params.consecutive_failures).then_some(EjectRequest { consecutive })
             }
         }
+    }
+
+    /// Counts like [`EndpointHealth::record`], and avoids an endpoint that took no connection while
+    /// others are there. That is no ejection: it takes nothing from those, and never leaves none.
+    pub fn record_attempt(
+        &self,
+        params: &Params,
+        now: Mono,
+        observed: &Observed,
+        outcome: Outcome,
+    ) -> Option<EjectRequest> {
+        let request = self.record(params, now, outcome);
+        match (observed, outcome) {
+            (Observed::ConnectFailed, Outcome::Failure) => {
+                let times = self.consecutive().clamp(1, AVOIDED_MOST);
+                let until = now + AVOIDED.saturating_mul(times);
+                self.avoided_until.store(until.as_nanos(), Relaxed);
+            }
+            (_, Outcome::Success) if self.avoided_until.load(Relaxed) != 0 => {
+                self.avoided_until.store(0, Relaxed);
+            }
+            _ => {}
+        }
+        request
+    }
+
+    /// How long it is still asked last; none when it is not.
+    pub fn avoided_for(&self, now: Mono) -> Option<Duration> {
+        let until = Mono::from_nanos(self.avoided_until.load(Relaxed));
+        (until > now).then(|| until.saturating_since(now))
+    }
+
+    /// Whether it is asked only when no other is there.
+    pub fn is_avoided(&self, now: Mono) -> bool {
+        self.avoided_until.load(Relaxed) > now.as_nanos()
     }
 
     /// Whether it is out of picking because of failures.
@@ -399,5 +442,25 @@ mod tests {
             Standing::Available { since: at(50) }
         );
         assert_eq!(health.warm_from(), Some(at(50)), "it warms up again");
+    }
+
+    #[test]
+    fn a_failed_connect_is_avoided_for_a_moment_and_longer_when_it_repeats() {
+        let (health, params) = (EndpointHealth::new(), Params::default());
+        let attempt = |now, observed, outcome| {
+            let _ = health.record_attempt(&params, now, &observed, outcome);
+        };
+        let seconds = |now| health.avoided_for(now).map(|left| left.as_secs());
+        attempt(at(10), Observed::ConnectFailed, Outcome::Failure);
+        assert_eq!(seconds(at(10)), Some(1));
+        assert!(!health.is_avoided(at(11)));
+        attempt(at(11), Observed::ConnectFailed, Outcome::Failure);
+        assert_eq!(seconds(at(11)), Some(2));
+        attempt(at(12), Observed::ResetBeforeResponse, Outcome::Failure);
+        assert_eq!(seconds(at(12)), Some(1), "it took the connection");
+        attempt(at(12), Observed::CallerGone, Outcome::Success);
+        assert_eq!(seconds(at(12)), None);
+        attempt(at(20), Observed::ConnectFailed, Outcome::Neutral);
+        assert_eq!(seconds(at(20)), None, "failureOn.connect is off");
     }
 }

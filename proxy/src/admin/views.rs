@@ -169,6 +169,8 @@ fn endpoint_view(endpoint: &Endpoint, now: Mono) -> Value {
         "sinceMs": now.saturating_since(standing.since).as_millis(),
         "why": standing.why(endpoint),
         "ejectedForMs": ejected.map(|until| until.saturating_since(now).as_millis()),
+        // Its last connect failed: it is asked after all others for so long.
+        "avoidedForMs": health.avoided_for(now).map(|left| left.as_millis()),
         "timesEjected": health.times_ejected(),
         "lastEjection": state.reasons.last_ejection(),
         "consecutiveFailures": health.consecutive(),

@@ -138,7 +138,11 @@ impl EndpointUse {
             self.state.load.finish(now, self.latency());
         }
         let params = &self.service.ejection;
-        if let Some(request) = self.state.health.record(params, now, outcome) {
+        if let Some(request) = self
+            .state
+            .health
+            .record_attempt(params, now, observed, outcome)
+        {
             self.eject(now, &request, observed);
         }
     }

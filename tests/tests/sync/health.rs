@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use outrigger_tests::client::{Ask, Client};
-use outrigger_tests::mesh::{Edited, Sidecar, document, service, service_h2};
+use outrigger_tests::mesh::{Edited, Sidecar, document, route, service, service_h2};
 use outrigger_tests::upstream::{Gate, Reply, Seen, Upstream, nobody};
 use outrigger_tests::{until, until_true};
 use serde_json::Value;
@@ -402,6 +402,25 @@ async fn a_rollout_whose_endpoints_are_listed_too_long_costs_no_request() {
     for _ in 0..30 {
         let answer = client.call(Ask::post("orders", "/", "x")).await;
         assert_eq!(answer.text(), "new");
+    }
+}
+
+#[tokio::test]
+async fn endpoints_that_refuse_connections_cost_no_request_whatever_the_algorithm() {
+    // Two of three are gone: more than may be ejected at a time, and asking them in turn would be
+    // more retries than the budget allows.
+    for algorithm in ["RoundRobin", "LeastRequest", "Random", "PeakEwma"] {
+        let stays = Upstream::h1(|_| Reply::ok("")).await;
+        let endpoints = [nobody().await, stays.addr, nobody().await];
+        let more = format!("loadBalancer: {{algorithm: {algorithm}}}");
+        let rule = "{name: all, retry: {attempts: 2, backoff: 1ms, maxBackoff: 1ms}}";
+        let yaml = service("orders", &endpoints, &more) + &route("orders", &[rule]);
+        let sidecar = Sidecar::start(yaml).await;
+        call(&sidecar, 100).await;
+        assert_eq!(stays.hits(), 100, "{algorithm}");
+        let metrics = sidecar.metrics().await;
+        let retried = metrics.sum("outrigger_retries_total", &[("outcome", "retried")]);
+        assert!(retried <= 25.0, "{algorithm}: {retried} retries");
     }
 }
 

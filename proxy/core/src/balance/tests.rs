@@ -393,6 +393,35 @@ fn a_retry_goes_to_the_next_tier_when_its_own_has_no_other() {
 }
 
 #[test]
+fn what_took_no_connection_is_asked_last() {
+    use crate::outcome::{Observed, Outcome};
+    for_each_algorithm(|algorithm| {
+        let service = Service::of(3);
+        let refuse = |index: usize| {
+            let health = &service.healths[index];
+            let params = EjectionParams::default();
+            let refused = Observed::ConnectFailed;
+            let _ = health.record_attempt(&params, at(900), &refused, Outcome::Failure);
+        };
+        refuse(0);
+        refuse(1);
+        assert_eq!(
+            service.shares(algorithm, &[]),
+            [0, 0, 10_000],
+            "{algorithm:?}"
+        );
+        let other = picked(&service, algorithm, &[2]).unwrap();
+        assert!(other.index < 2 && !other.panic, "{algorithm:?} {other:?}");
+        refuse(2);
+        let shares = service.shares(algorithm, &[]);
+        assert!(
+            shares.iter().all(|share| *share > 0),
+            "{algorithm:?} {shares:?}"
+        );
+    });
+}
+
+#[test]
 fn below_the_panic_threshold_health_is_ignored() {
     for_each_algorithm(|algorithm| {
         let check = |down: &[usize], percent: u32, panic: bool| {
