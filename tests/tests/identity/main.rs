@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod authorization;
+mod envoy;
 mod mesh;
 mod modes;
 mod refused;
