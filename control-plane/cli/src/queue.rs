@@ -41,6 +41,9 @@ pub(crate) enum Dlq {
         queue: Option<String>,
         #[command(flatten)]
         filter: Filter,
+        /// One line for all that failed alike
+        #[arg(long)]
+        group: bool,
         /// At most so many
         #[arg(long, default_value_t = 50)]
         limit: u32,
@@ -61,11 +64,22 @@ pub(crate) enum Dlq {
         /// To this service instead
         #[arg(long, value_name = "SERVICE")]
         to: Option<String>,
+        /// At most so many in a second, such as 50/s
+        #[arg(long, value_name = "N/s", value_parser = rate)]
+        rate: Option<std::num::NonZeroU32>,
     },
     /// Delete dead letters for good
     Purge {
         #[command(flatten)]
         choice: Choice,
+    },
+    /// List who replayed and deleted what, the latest first
+    Audit {
+        /// At most so many
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+        #[command(flatten)]
+        admin: Admin,
     },
 }
 
@@ -84,6 +98,9 @@ pub(crate) struct Filter {
     /// Dead for no longer than this, such as 1h
     #[arg(long, value_name = "DURATION")]
     since: Option<String>,
+    /// That failed alike: a fingerprint of dlq ls --group
+    #[arg(long)]
+    fingerprint: Option<String>,
 }
 
 impl Filter {
@@ -93,6 +110,7 @@ impl Filter {
             ("target", &self.target),
             ("route", &self.route),
             ("since", &self.since),
+            ("fingerprint", &self.fingerprint),
         ];
         pairs
             .into_iter()
@@ -144,6 +162,9 @@ impl Choice {
         }
         if let Some(max) = self.max {
             order.insert("max".to_owned(), json!(max));
+        }
+        if let Some(user) = std::env::var("USER").ok().filter(|user| !user.is_empty()) {
+            order.insert("by".to_owned(), json!(user));
         }
         if self.dry_run {
             order.insert("dryRun".to_owned(), json!(true));
@@ -326,16 +347,24 @@ pub(crate) async fn dlq(command: Dlq, format: Format) -> Result<(), Failure> {
         Dlq::Ls {
             queue,
             filter,
+            group,
             limit,
             admin,
         } => {
-            let mut path = format!("/dead?limit={limit}");
+            let list = if group { "/dead/groups" } else { "/dead" };
+            let mut path = format!("{list}?limit={limit}");
             let queue = queue.iter().map(|queue| ("queue", queue));
             for (name, value) in queue.chain(filter.pairs()) {
                 let _ = write!(path, "&{name}={}", encode(value));
             }
             let value = admin.client()?.get(&path).await?;
-            print_as(format, &value, dead_table);
+            let show = if group { groups_table } else { dead_table };
+            print_as(format, &value, show);
+        }
+        Dlq::Audit { limit, admin } => {
+            let path = format!("/dead/audit?limit={limit}");
+            let value = admin.client()?.get(&path).await?;
+            print_as(format, &value, audit_table);
         }
         Dlq::Show { id, admin } => {
             let value = admin
@@ -344,10 +373,13 @@ pub(crate) async fn dlq(command: Dlq, format: Format) -> Result<(), Failure> {
                 .await?;
             print_as(format, &value, letter);
         }
-        Dlq::Replay { choice, to } => {
+        Dlq::Replay { choice, to, rate } => {
             let mut order = choice.order()?;
             if let Some(to) = to {
                 order.insert("to".to_owned(), json!(to));
+            }
+            if let Some(rate) = rate {
+                order.insert("requestsPerSecond".to_owned(), json!(rate));
             }
             let client = choice.admin.client()?;
             let value = client.post("/dead/replay", &Value::Object(order)).await?;
@@ -369,6 +401,68 @@ pub(crate) async fn dlq(command: Dlq, format: Format) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// `50` or `50/s`.
+fn rate(text: &str) -> Result<std::num::NonZeroU32, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text);
+    number
+        .parse()
+        .map_err(|_| "expected a number of messages a second, such as 50/s".to_owned())
+}
+
+fn groups_table(value: &Value) -> String {
+    let keys = [
+        "fingerprint",
+        "count",
+        "target",
+        "reason",
+        "lastStatus",
+        "lastDiedAt",
+        "example",
+    ];
+    let row = |group: &Value| {
+        let mut row = keys.map(|key| cell(&group[key])).to_vec();
+        let text = group["lastText"].as_str().unwrap_or_default();
+        let first: String = text
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .take(60)
+            .collect();
+        row.push(first.replace(char::is_control, "?"));
+        row
+    };
+    let rows: Vec<Vec<String>> = items(&value["groups"]).iter().map(row).collect();
+    let headings = [
+        "FINGERPRINT",
+        "COUNT",
+        "TARGET",
+        "REASON",
+        "LAST STATUS",
+        "LATEST",
+        "EXAMPLE",
+        "LAST ANSWER",
+    ];
+    table(&headings, &rows)
+}
+
+fn audit_table(value: &Value) -> String {
+    let row = |entry: &Value| {
+        let count = entry["ids"].as_array().map(|ids| ids.len().to_string());
+        let mut row = ["at", "by", "action", "queue", "to"]
+            .map(|key| cell(&entry[key]))
+            .to_vec();
+        row.push(count.unwrap_or_default());
+        row.push(cell(&entry["filter"]));
+        row
+    };
+    let rows: Vec<Vec<String>> = items(&value["audit"]).iter().map(row).collect();
+    table(
+        &["AT", "BY", "ACTION", "QUEUE", "TO", "MESSAGES", "FILTER"],
+        &rows,
+    )
 }
 
 fn dead_table(value: &Value) -> String {
@@ -508,7 +602,10 @@ mod tests {
     fn order(words: &[&str]) -> Option<Value> {
         let words = ["dlq", "replay"].iter().chain(words);
         match Cli::try_parse_from(words).ok()?.command {
-            Dlq::Replay { choice, .. } => choice.order().ok().map(Value::Object),
+            Dlq::Replay { choice, .. } => choice.order().ok().map(|mut order| {
+                order.remove("by"); // whoever runs the test
+                Value::Object(order)
+            }),
             _ => None,
         }
     }

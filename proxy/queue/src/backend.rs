@@ -5,6 +5,7 @@
 //! Stands on the message's life. What the contract means in detail is `conformance.rs`.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -13,6 +14,7 @@ use outrigger_core::time::UnixMillis;
 use crate::message::{
     AttemptRecord, DeadLetter, Message, MessageId, State, StatusView, StoredResult,
 };
+use crate::record::later;
 
 /// A place where messages wait. Object safe: one allocation per verb is nothing next to an fsync.
 ///
@@ -196,15 +198,15 @@ pub trait Inspect: Send + Sync {
     fn dead_letter(&self, id: MessageId) -> BoxFuture<'_, Result<Option<DeadLetter>, StoreError>>;
 
     /// Queues dead letters again: same id and idempotency key, age and attempts from zero, at the
-    /// tail of its ordering key. `to` sends them to another target service. An `expires_at` that
-    /// has passed is dropped. A corrupt message is skipped.
+    /// tail of its ordering key, and not before its turn by the rate. An `expires_at` that has passed
+    /// is dropped. A corrupt message is skipped.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     fn replay(
         &self,
         selection: Selection,
-        to: Option<String>,
+        how: Replay,
         now: UnixMillis,
     ) -> BoxFuture<'_, Result<ReplayReport, StoreError>>;
 
@@ -728,6 +730,23 @@ impl Counts {
             + self.purged_total
             + self.pending();
         self.enqueued_total.wrapping_sub(accounted).cast_signed()
+    }
+}
+
+/// How dead letters are queued again.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Replay {
+    /// To this target service instead.
+    pub to: Option<String>,
+    /// At most so many fall due in a second, from the first on; none is all at once.
+    pub per_second: Option<NonZeroU32>,
+}
+
+impl Replay {
+    /// When the `n`th of them falls due, from 0.
+    pub(crate) fn due(&self, n: usize, now: UnixMillis) -> UnixMillis {
+        let after = |rate: NonZeroU32| (n as u64).saturating_mul(1000) / u64::from(rate.get());
+        later(now, self.per_second.map_or(0, after))
     }
 }
 

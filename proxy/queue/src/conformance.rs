@@ -16,8 +16,8 @@ use outrigger_core::time::UnixMillis;
 
 use crate::backend::{
     CancelOutcome, Counts, DeadFilter, EnqueueError, EnqueueOutcome, Inspect, Lease, LeaseRequest,
-    PageRequest, QueueBackend, QueueLimits, ResultOutcome, Selection, Settle, SettleOutcome,
-    TargetLimits, wait_final,
+    PageRequest, QueueBackend, QueueLimits, Replay, ResultOutcome, Selection, Settle,
+    SettleOutcome, TargetLimits, wait_final,
 };
 use crate::message::{AttemptRecord, IdemKey, Message, MessageId, State, StoredResult};
 
@@ -59,6 +59,7 @@ cases!(
     results_are_kept_for_their_time,
     dead_letters_keep_everything,
     replay_starts_over_at_the_tail,
+    a_replay_keeps_its_rate,
     purge_forgets_the_request,
     limits_refuse,
     reap_forgets_what_is_past_its_time,
@@ -141,6 +142,13 @@ fn inspect(backend: &Backend) -> &dyn Inspect {
     backend
         .inspect()
         .expect("the suite needs the inspect facet")
+}
+
+fn to(target: &str) -> Replay {
+    Replay {
+        to: Some(target.to_owned()),
+        ..Replay::default()
+    }
 }
 
 fn key(name: &str, fingerprint: u8) -> IdemKey {
@@ -459,7 +467,7 @@ async fn a_key_is_kept_at_each_target_by_itself(backend: Backend) {
     settle(&backend, &heads[1], retry(500), 1).await;
     assert_eq!(numbers(&lease(&backend, 9, 2).await), [3]);
     let sent_on = inspect(&backend)
-        .replay(Selection::Ids(vec![id(1)]), Some("up".to_owned()), at(3))
+        .replay(Selection::Ids(vec![id(1)]), to("up"), at(3))
         .await;
     assert_eq!(sent_on.expect("replay").replayed, [id(1)]);
     assert!(
@@ -479,7 +487,7 @@ async fn a_dead_head_blocks_its_key_when_asked(backend: Backend) {
     settle(&backend, &head, dead("no"), 1).await;
     assert!(lease(&backend, 9, 2).await.is_empty(), "blocked");
     let report = inspect(&backend)
-        .replay(Selection::Ids(vec![id(1)]), None, at(3))
+        .replay(Selection::Ids(vec![id(1)]), Replay::default(), at(3))
         .await;
     assert_eq!(report.expect("replay").replayed, [id(1)]);
     let head = lease_one(&backend, 4).await;
@@ -779,12 +787,12 @@ async fn replay_starts_over_at_the_tail(backend: Backend) {
         max: 10,
     };
     let report = look
-        .replay(matching, Some("elsewhere".to_owned()), at(5000))
+        .replay(matching, to("elsewhere"), at(5000))
         .await
         .expect("replay");
     assert_eq!(report.replayed, [id(1)]);
     let again = look
-        .replay(Selection::Ids(vec![id(1)]), None, at(5001))
+        .replay(Selection::Ids(vec![id(1)]), Replay::default(), at(5001))
         .await
         .expect("replay");
     assert_eq!((again.replayed.len(), again.skipped), (0, vec![id(1)]));
@@ -806,6 +814,35 @@ async fn replay_starts_over_at_the_tail(backend: Backend) {
         (counts.enqueued_total, counts.dead_total, counts.dead),
         (3, 2, 1)
     );
+}
+
+async fn a_replay_keeps_its_rate(backend: Backend) {
+    for n in 1..=5 {
+        enqueue(&backend, message(n, 0)).await;
+    }
+    for lease in lease(&backend, 9, 0).await {
+        settle(&backend, &lease, dead("no"), 1).await;
+    }
+    let all = Selection::Matching {
+        queue: QUEUE.to_owned(),
+        filter: DeadFilter::default(),
+        max: 9,
+    };
+    let eight_a_second = Replay {
+        per_second: std::num::NonZeroU32::new(8),
+        ..Replay::default()
+    };
+    let report = inspect(&backend)
+        .replay(all, eight_a_second, at(1000))
+        .await;
+    let ids: Vec<MessageId> = (1..=5).map(id).collect();
+    assert_eq!(report.expect("replay").replayed, ids);
+    assert_eq!(counts(&backend, 1000).await.dead, 0, "all at once");
+    let due = async |ms| numbers(&lease(&backend, 9, ms).await);
+    assert_eq!(due(1000).await, [1]);
+    assert!(due(1124).await.is_empty());
+    assert_eq!(due(1125).await, [2]);
+    assert_eq!(due(1500).await, [3, 4, 5]);
 }
 
 async fn purge_forgets_the_request(backend: Backend) {

@@ -27,8 +27,8 @@ mod signal;
 pub use backend::{
     CancelOutcome, Capabilities, Counts, DeadFilter, DueCursor, Durability, EnqueueError,
     EnqueueOutcome, Health, Inspect, Lease, LeaseBatch, LeaseId, LeaseRequest, Page, PageRequest,
-    QueueBackend, QueueLimits, Receipt, ReplayReport, ResultOutcome, Retention, Selection, Settle,
-    SettleOutcome, StoreError, StoreStats, TargetLimits, wait_final,
+    QueueBackend, QueueLimits, Receipt, Replay, ReplayReport, ResultOutcome, Retention, Selection,
+    Settle, SettleOutcome, StoreError, StoreStats, TargetLimits, wait_final,
 };
 pub use embedded::{EmbeddedStore, OpenError, Options};
 pub use id::{MessageId, ParseIdError};

@@ -15,8 +15,8 @@ use outrigger_core::time::UnixMillis;
 use crate::backend::{
     CancelOutcome, Capabilities, Counts, DeadFilter, DueCursor, Durability, EnqueueError,
     EnqueueOutcome, Health, Inspect, Lease, LeaseBatch, LeaseId, LeaseRequest, Page, PageRequest,
-    QueueBackend, QueueLimits, Receipt, ReplayReport, ResultOutcome, Retention, Selection, Settle,
-    SettleOutcome, StoreError, StoreStats,
+    QueueBackend, QueueLimits, Receipt, Replay, ReplayReport, ResultOutcome, Retention, Selection,
+    Settle, SettleOutcome, StoreError, StoreStats,
 };
 use crate::message::{DeadLetter, Message, MessageId, State, StatusView, StoredResult};
 use crate::recent::RecentlySettled;
@@ -381,13 +381,15 @@ impl Inner {
         true
     }
 
-    fn replay(&mut self, selection: Selection, to: Option<&str>, now: UnixMillis) -> ReplayReport {
+    fn replay(&mut self, selection: Selection, how: &Replay, now: UnixMillis) -> ReplayReport {
         let mut report = ReplayReport::default();
         for id in self.select(selection) {
             match self.entries.get_mut(&id).filter(|e| e.is_dead()) {
                 Some(entry) => {
                     self.last_seq += 1;
-                    entry.record.replay(self.last_seq, to, now);
+                    let due = how.due(report.replayed.len(), now);
+                    let to = how.to.as_deref();
+                    entry.record.replay(self.last_seq, to, now, due);
                     report.replayed.push(id);
                 }
                 None => report.skipped.push(id),
@@ -703,13 +705,10 @@ impl Inspect for MemoryQueue {
     fn replay(
         &self,
         selection: Selection,
-        to: Option<String>,
+        how: Replay,
         now: UnixMillis,
     ) -> BoxFuture<'_, Result<ReplayReport, StoreError>> {
-        ready(self.with(None, None, |inner| {
-            inner.replay(selection, to.as_deref(), now)
-        }))
-        .boxed()
+        ready(self.with(None, None, |inner| inner.replay(selection, &how, now))).boxed()
     }
 
     fn purge(

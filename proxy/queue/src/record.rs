@@ -236,7 +236,7 @@ impl Record {
     }
 
     /// `Dead → Queued`: age and attempts from zero, at the tail.
-    pub(crate) fn replay(&mut self, seq: u64, to: Option<&str>, now: UnixMillis) {
+    pub(crate) fn replay(&mut self, seq: u64, to: Option<&str>, now: UnixMillis, due: UnixMillis) {
         self.seq = seq;
         self.state = State::Queued;
         self.resume = State::Queued;
@@ -247,7 +247,7 @@ impl Record {
         self.last_status = None;
         self.excerpt = Bytes::new();
         self.enqueued_at = now;
-        self.not_before = now;
+        self.not_before = due;
         self.expires_at = self.expires_at.filter(|at| *at > now);
         self.finished_at = None;
         self.forget_at = None;

@@ -7,8 +7,8 @@ use outrigger_core::time::UnixMillis;
 use outrigger_queue::message::{AttemptRecord, IdemKey, StoredResult};
 use outrigger_queue::{
     DeadFilter, DeadLetter, EmbeddedStore, Inspect, Lease, LeaseRequest, MemoryQueue, Message,
-    MessageId, Options, PageRequest, QueueBackend, QueueLimits, Retention, Selection, Settle,
-    State, StatusView, TargetLimits,
+    MessageId, Options, PageRequest, QueueBackend, QueueLimits, Replay, Retention, Selection,
+    Settle, State, StatusView, TargetLimits,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -226,9 +226,15 @@ impl Twins {
                 assert_eq!(m, self.embedded.cancel(id(n as u64), now).await);
             }
             Step::Replay(which) => {
-                let to = self.now.0.is_multiple_of(2).then(|| "t9".to_owned());
-                let m = self.memory.replay(selection(&which), to.clone(), now).await;
-                assert_eq!(m, self.embedded.replay(selection(&which), to, now).await);
+                let how = Replay {
+                    to: self.now.0.is_multiple_of(2).then(|| "t9".to_owned()),
+                    per_second: std::num::NonZeroU32::new((self.now.0 % 3 * 20) as u32),
+                };
+                let m = self
+                    .memory
+                    .replay(selection(&which), how.clone(), now)
+                    .await;
+                assert_eq!(m, self.embedded.replay(selection(&which), how, now).await);
             }
             Step::Purge(which) => {
                 let m = self.memory.purge(selection(&which), now).await;

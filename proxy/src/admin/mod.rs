@@ -114,6 +114,8 @@ async fn answer(
         (&Method::GET, "/queues") => outcome(queueing::inspect::queues(shared).await),
         (&Method::GET, "/messages") => outcome(queueing::inspect::messages(shared, &get).await),
         (&Method::GET, "/dead") => outcome(queueing::inspect::dead(shared, &get).await),
+        (&Method::GET, "/dead/groups") => outcome(queueing::inspect::groups(shared, &get).await),
+        (&Method::GET, "/dead/audit") => json_ok(&queueing::inspect::audit(shared, &get).await),
         (&Method::POST, "/dead/replay") => match body(request).await {
             Ok(body) => outcome(queueing::inspect::replay(shared, &body).await),
             Err(refused) => refused,

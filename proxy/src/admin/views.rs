@@ -26,7 +26,7 @@ GET  /endpoints                 endpoints with load and health
 GET  /breakers                  breakers with their windows
 GET  /queues                    queues with their counts
 GET  /messages?queue=&state=    messages; /messages/{id} one of them
-GET  /dead?queue=&reason=       dead letters; /dead/{id} one of them whole
+GET  /dead?queue=&reason=       dead letters; /dead/{id} one of them whole; /dead/groups, /dead/audit
 POST /dead/replay /dead/purge   {\"ids\": [..]} or {\"queue\": .., \"reason\": .., \"dryRun\": true}
 POST /drain                     drain and end, like SIGTERM
 PUT  /log                       {\"level\": \"debug\"}

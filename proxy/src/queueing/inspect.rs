@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 use crate::app::Shared;
 use crate::clock;
+pub use crate::queueing::audit::latest as audit;
+pub use crate::queueing::groups::groups;
 pub use crate::queueing::letters::{dead, dead_letter};
 pub use crate::queueing::lookup::Refused;
 use crate::queueing::lookup::{

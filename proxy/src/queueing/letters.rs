@@ -11,7 +11,7 @@ use http::StatusCode;
 use outrigger_config::units::Dur;
 use outrigger_core::time::UnixMillis;
 use outrigger_queue::{DeadFilter, DeadLetter, Message};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::app::Shared;
@@ -20,11 +20,11 @@ use crate::queueing::lookup::{
     Refused, bad, chosen, facet, gather, look, next, page, parse, refused, service_name, unknown,
 };
 use crate::queueing::status::Status;
-use crate::queueing::{convert, text};
+use crate::queueing::{convert, groups, text};
 use crate::snapshot::Snapshot;
 
 /// Dead letters in the order of their ids, without their requests:
-/// `?queue=&reason=&target=&route=&caller=&since=&limit=&after=`, `since` as a duration (`1h`) or in
+/// `?queue=&reason=&target=&route=&caller=&since=&fingerprint=&limit=&after=`, `since` as a duration (`1h`) or in
 /// milliseconds since 1970. `{"dead":[{"id","queue","target","route","reason","diedAt",…}],"next"}`.
 ///
 /// # Errors
@@ -35,14 +35,8 @@ pub async fn dead(
 ) -> Result<Value, Refused> {
     let snapshot = shared.store.load();
     let page = page(get)?;
-    let filter = Filter {
-        reason: get("reason"),
-        target: get("target"),
-        route: get("route"),
-        caller: get("caller"),
-        since: get("since"),
-    };
-    let filter = filter.resolve(&snapshot)?;
+    let filter = Filter::of(get).resolve(&snapshot)?;
+    let wanted = get("fingerprint");
     let Some(backend) = shared.queues.backend() else {
         return Ok(json!({"dead": [], "next": null}));
     };
@@ -55,7 +49,11 @@ pub async fn dead(
         async |queue, page| look(inspect.dead(queue, filter.clone(), page)).await,
     );
     let found = found.await?;
-    let letters: Vec<Value> = found.items.iter().map(summary).collect();
+    let alike = |letter: &&DeadLetter| {
+        let wanted = wanted.as_ref();
+        wanted.is_none_or(|wanted| groups::fingerprint(letter) == *wanted)
+    };
+    let letters: Vec<Value> = found.items.iter().filter(alike).map(summary).collect();
     Ok(json!({"dead": letters, "next": next(found.next)}))
 }
 
@@ -74,6 +72,7 @@ fn summary(letter: &DeadLetter) -> Value {
         "lastStatus": letter.last_status,
         "lastReason": status.attempts.last().and_then(|attempt| attempt.reason.clone()),
         "replays": status.replays,
+        "fingerprint": groups::fingerprint(letter),
         "traceId": status.trace_id(),
     })
 }
@@ -146,17 +145,41 @@ fn body_view(body: &[u8]) -> Value {
 }
 
 /// Conditions on dead letters; all that are given must hold.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Filter {
+    #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     route: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<String>,
+    /// What they have in common: see [`groups`](super::groups).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) fingerprint: Option<String>,
 }
 
 impl Filter {
+    /// From the parameters of a query.
+    pub(super) fn of(get: &dyn Fn(&str) -> Option<String>) -> Self {
+        Self {
+            reason: get("reason"),
+            target: get("target"),
+            route: get("route"),
+            caller: get("caller"),
+            since: get("since"),
+            fingerprint: get("fingerprint"),
+        }
+    }
+
+    /// All but the fingerprint, which no store knows.
+    ///
+    /// # Errors
+    /// 400 for a `since` that is none.
     pub(super) fn resolve(self, snapshot: &Snapshot) -> Result<DeadFilter, Refused> {
         let died_from = self.since.as_deref().map(since).transpose()?;
         Ok(DeadFilter {

@@ -9,11 +9,13 @@
 //! the pure parts.
 
 pub mod accept;
+mod audit;
 pub mod convert;
 mod deaths;
 pub mod delivery;
 pub mod dispatch;
 mod fan_out;
+mod groups;
 pub mod inspect;
 mod letters;
 mod lookup;

@@ -2,10 +2,11 @@
 //!
 //! Owns the order that a person sends and the choice it makes. On the message's life.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use http::StatusCode;
-use outrigger_queue::{Inspect, MessageId, PageRequest, QueueBackend, Selection};
+use outrigger_queue::{Inspect, MessageId, PageRequest, QueueBackend, Replay, Selection};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::info;
@@ -16,6 +17,7 @@ use crate::queueing::letters::Filter;
 use crate::queueing::lookup::{
     MAX_PAGE, Refused, bad, change, chosen, facet, look, opened, parse, refused, service_name,
 };
+use crate::queueing::{audit, groups, text};
 use crate::snapshot::Snapshot;
 
 /// Dead letters that one replay or purge takes, unless it says otherwise.
@@ -35,6 +37,10 @@ struct Order {
     max: Option<usize>,
     /// Replay: to this service instead.
     to: Option<String>,
+    /// Replay: at most so many fall due in a second.
+    requests_per_second: Option<NonZeroU32>,
+    /// Who orders it, for the audit record.
+    by: Option<String>,
     /// Only say what would be done.
     dry_run: bool,
     /// Purge: also the queue's messages that are not being delivered yet.
@@ -42,8 +48,9 @@ struct Order {
 }
 
 /// Queues dead letters again. The body: `{"ids":[…]}` or `{"queue","filter":{"reason","target",
-/// "route","caller","since"},"max"}`, with `to` (another service) and `dryRun`. The answer:
-/// `{"dryRun","replayed":[id…],"skipped":[id…]}`; in a dry run `replayed` is what would be.
+/// "route","caller","since","fingerprint"},"max"}`, with `to` (another service), `requestsPerSecond`,
+/// `by` (for the audit record) and `dryRun`. The answer: `{"dryRun","replayed":[id…],
+/// "skipped":[id…]}`; in a dry run `replayed` is what would be.
 ///
 /// # Errors
 /// 400 for an order that is none, 404 for an unknown queue or service, 503 for the store.
@@ -69,8 +76,14 @@ pub async fn replay(shared: &Arc<Shared>, body: &Value) -> Result<Value, Refused
         let (replayed, skipped) = matching(inspect, &selection).await?;
         return Ok(json!({"dryRun": true, "replayed": replayed, "skipped": skipped}));
     }
-    let replaying = inspect.replay(selection, to.clone(), clock::unix_now());
+    let how = Replay {
+        to: to.clone(),
+        per_second: order.requests_per_second,
+    };
+    let replaying = inspect.replay(selection, how, clock::unix_now());
     let report = change(replaying).await?;
+    let (ids, left) = (texts(&report.replayed), report.skipped.len());
+    audit::record(shared, order.entry("replay", &json!(ids), left)).await;
     for id in &report.replayed {
         let Ok(view) = look(inspect.status(*id)).await else {
             break; // the rest would not be answered either
@@ -84,7 +97,13 @@ pub async fn replay(shared: &Arc<Shared>, body: &Value) -> Result<Value, Refused
         }
     }
     let (replayed, skipped) = (report.replayed.len(), report.skipped.len());
-    info!(replayed, skipped, to, "dead letters replayed");
+    info!(
+        replayed,
+        skipped,
+        to,
+        by = order.by,
+        "dead letters replayed"
+    );
     Ok(
         json!({"dryRun": false, "replayed": texts(&report.replayed), "skipped": texts(&report.skipped)}),
     )
@@ -97,8 +116,9 @@ pub async fn replay(shared: &Arc<Shared>, body: &Value) -> Result<Value, Refused
 /// As [`replay`].
 pub async fn purge(shared: &Arc<Shared>, body: &Value) -> Result<Value, Refused> {
     let order = order(body)?;
-    if order.to.is_some() {
-        return Err(bad("to: a purge goes nowhere".to_owned()));
+    if order.to.is_some() || order.requests_per_second.is_some() {
+        let detail = "to, requestsPerSecond: a purge goes nowhere";
+        return Err(bad(detail.to_owned()));
     }
     if order.pending && order.dry_run {
         return Err(bad("pending: cannot be tried out with dryRun".to_owned()));
@@ -119,8 +139,27 @@ pub async fn purge(shared: &Arc<Shared>, body: &Value) -> Result<Value, Refused>
         purged += change(inspect.purge_pending(queue, clock::unix_now())).await?;
     }
     purged += change(inspect.purge(selection, clock::unix_now())).await?;
-    info!(purged, "messages purged");
+    audit::record(shared, order.entry("purge", &json!(order.ids), 0)).await;
+    info!(purged, by = order.by, "messages purged");
     Ok(json!({"dryRun": false, "purged": purged}))
+}
+
+impl Order {
+    /// The line of the audit record.
+    fn entry(&self, action: &str, ids: &Value, skipped: usize) -> Value {
+        json!({
+            "at": text::rfc3339(clock::unix_now()),
+            "by": self.by,
+            "action": action,
+            "queue": self.queue,
+            "filter": self.filter,
+            "pending": self.pending,
+            "to": self.to,
+            "requestsPerSecond": self.requests_per_second,
+            "ids": ids,
+            "skipped": skipped,
+        })
+    }
 }
 
 fn order(body: &Value) -> Result<Order, Refused> {
@@ -147,11 +186,17 @@ async fn selection(
     let mut queues = chosen(snapshot, backend, order.queue.clone()).await?;
     let queue = queues.pop().ok_or_else(|| bad("name a queue".to_owned()))?;
     let filter = order.filter.clone().resolve(snapshot)?;
-    Ok(Selection::Matching {
-        queue,
-        filter,
-        max: order.max.unwrap_or(DEFAULT_MAX),
-    })
+    let max = order.max.unwrap_or(DEFAULT_MAX);
+    if let Some(wanted) = &order.filter.fingerprint {
+        if order.pending {
+            return Err(bad(
+                "pending: messages that wait have failed of nothing".to_owned()
+            ));
+        }
+        let ids = groups::alike(facet(backend)?, &queue, &filter, wanted, max).await?;
+        return Ok(Selection::Ids(ids));
+    }
+    Ok(Selection::Matching { queue, filter, max })
 }
 
 /// What a selection would take: (those, the others named).

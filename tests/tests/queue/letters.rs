@@ -1,10 +1,11 @@
 //! Dead letters: what they keep, and what can be done with them.
 
 use outrigger_tests::client::Ask;
+use outrigger_tests::client::Client;
 use outrigger_tests::upstream::Reply;
 use serde_json::{Value, json};
 
-use crate::{accepted, assert_no_drift, in_state, mailer, post};
+use crate::{accepted, assert_no_drift, in_state, mailer, post, progress};
 
 async fn order(sidecar: &outrigger_tests::mesh::Sidecar, path: &str, order: Value) -> Value {
     let answer = sidecar.ask_admin("POST", path, &order.to_string()).await;
@@ -135,4 +136,88 @@ async fn orders_that_name_nothing_are_refused() {
             );
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_dead_letters_are_replayed_at_a_rate_and_delivered_once_each() {
+    const DEAD: usize = 500;
+    const PER_SECOND: usize = 200;
+    let (upstream, sidecar) = mailer("when: Always, delivery: {attempts: 1}", |seen| {
+        Reply::ok(format!("order {} is unknown", seen.n)).with_status(422)
+    })
+    .await;
+    let mut client = Client::h1(sidecar.outbound()).await;
+    for n in 0..DEAD {
+        let answer = client.call(post(&n.to_string())).await;
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
+    progress("all have failed", DEAD, || upstream.hits()).await;
+    let buried = async |count: usize| {
+        let path = "/dead/groups?queue=mail";
+        outrigger_tests::until("the dead letters are counted", async || {
+            let groups = sidecar.view(path).await["groups"].clone();
+            let found: u64 = groups
+                .as_array()?
+                .iter()
+                .filter_map(|g| g["count"].as_u64())
+                .sum();
+            (found == count as u64).then_some(groups)
+        })
+        .await
+    };
+    let groups = buried(DEAD).await;
+    assert_eq!(
+        groups.as_array().map(Vec::len),
+        Some(1),
+        "one cause: {groups}"
+    );
+    assert_eq!(groups[0]["lastStatus"], 422, "{groups}");
+    let fingerprint = groups[0]["fingerprint"].clone();
+
+    upstream.script(|_| Reply::ok(""));
+    let filter = json!({"fingerprint": fingerprint, "reason": "permanent_status"});
+    let all =
+        json!({"queue": "mail", "filter": filter, "requestsPerSecond": PER_SECOND, "by": "ann"});
+    let mut trial = all.clone();
+    trial["dryRun"] = json!(true);
+    let tried = order(&sidecar, "/dead/replay", trial).await;
+    assert_eq!(tried["replayed"].as_array().map(Vec::len), Some(DEAD));
+    let begun = tokio::time::Instant::now();
+    let done = order(&sidecar, "/dead/replay", all).await;
+    assert_eq!(done["replayed"].as_array().map(Vec::len), Some(DEAD));
+    buried(0).await;
+    progress("all are delivered again", 2 * DEAD, || upstream.hits()).await;
+    let least = std::time::Duration::from_millis(((DEAD - 1) * 1000 / PER_SECOND) as u64);
+    assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+    let mut bodies: Vec<_> = upstream.seen()[DEAD..]
+        .iter()
+        .map(|seen| seen.body.clone())
+        .collect();
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), DEAD, "each once");
+    let metrics = sidecar
+        .metric_until("the queue is empty", |metrics| {
+            metrics.sum("outrigger_queue_delivered_total", &[]) == DEAD as f64
+        })
+        .await;
+    assert_eq!(
+        metrics.sum("outrigger_queue_replayed_total", &[]),
+        DEAD as f64
+    );
+    assert_no_drift(&metrics);
+    let audit = sidecar.view("/dead/audit").await["audit"].clone();
+    assert_eq!(
+        audit.as_array().map(Vec::len),
+        Some(1),
+        "a dry run leaves no line: {audit}"
+    );
+    assert_eq!(audit[0]["by"], "ann", "{audit}");
+    assert_eq!(audit[0]["action"], "replay", "{audit}");
+    assert_eq!(audit[0]["ids"].as_array().map(Vec::len), Some(DEAD));
+    let other = json!({"queue": "mail", "filter": {"fingerprint": "000000000000"}});
+    assert_eq!(
+        order(&sidecar, "/dead/replay", other).await["replayed"],
+        json!([])
+    );
 }

@@ -22,7 +22,8 @@ use super::rows::{Expiring, Fault, Found, Table, WriteSet, exists, fetch, idem_k
 use super::shared::Shared;
 use crate::backend::{
     CancelOutcome, Counts, DueCursor, Durability, EnqueueError, EnqueueOutcome, Lease, LeaseBatch,
-    LeaseId, LeaseRequest, QueueLimits, Receipt, ReplayReport, Selection, Settle, SettleOutcome,
+    LeaseId, LeaseRequest, QueueLimits, Receipt, Replay, ReplayReport, Selection, Settle,
+    SettleOutcome,
 };
 use crate::clock;
 use crate::message::{Message, MessageId, State, StoredResult};
@@ -517,7 +518,7 @@ impl Engine {
         &mut self,
         tx: &ReadTransaction,
         selection: Selection,
-        to: Option<&str>,
+        how: &Replay,
         now: UnixMillis,
     ) -> Result<ReplayReport, Fault> {
         let mut report = ReplayReport::default();
@@ -528,7 +529,8 @@ impl Engine {
             match record.filter(|_| whole && self.index.is_dead(id)) {
                 Some(mut record) => {
                     self.exhume(&record);
-                    record.replay(self.index.next_seq(), to, now);
+                    let due = how.due(report.replayed.len(), now);
+                    record.replay(self.index.next_seq(), how.to.as_deref(), now, due);
                     self.keep(Live {
                         record,
                         lease: None,

@@ -46,8 +46,8 @@ use shared::{Op, Phase, Queued, Read, Reply, Shared};
 use crate::backend::{
     CancelOutcome, Capabilities, Counts, DeadFilter, DueCursor, Durability, EnqueueError,
     EnqueueOutcome, Health, Inspect, LeaseBatch, LeaseId, LeaseRequest, Page, PageRequest,
-    QueueBackend, QueueLimits, ReplayReport, ResultOutcome, Selection, Settle, SettleOutcome,
-    StoreError, StoreStats,
+    QueueBackend, QueueLimits, Replay, ReplayReport, ResultOutcome, Selection, Settle,
+    SettleOutcome, StoreError, StoreStats,
 };
 use crate::message::{DeadLetter, Message, MessageId, State, StatusView};
 use crate::record::load_of;
@@ -359,12 +359,12 @@ impl Inspect for EmbeddedStore {
     fn replay(
         &self,
         selection: Selection,
-        to: Option<String>,
+        how: Replay,
         now: UnixMillis,
     ) -> BoxFuture<'_, Result<ReplayReport, StoreError>> {
         self.ask(move |reply| Op::Replay {
             selection,
-            to,
+            how,
             now,
             reply,
         })

@@ -12,7 +12,7 @@ use super::options::OpenError;
 use super::rows::Fault;
 use crate::backend::{
     CancelOutcome, Counts, EnqueueError, EnqueueOutcome, LeaseBatch, LeaseId, LeaseRequest,
-    QueueLimits, ReplayReport, Selection, Settle, SettleOutcome, StoreStats,
+    QueueLimits, Replay, ReplayReport, Selection, Settle, SettleOutcome, StoreStats,
 };
 use crate::message::{Message, MessageId};
 use crate::signal::{Signals, Watchers, lock};
@@ -192,7 +192,7 @@ pub(super) enum Op {
     },
     Replay {
         selection: Selection,
-        to: Option<String>,
+        how: Replay,
         now: UnixMillis,
         reply: Reply<ReplayReport>,
     },

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use tempfile::TempDir;
 
 use super::*;
-use crate::backend::TargetLimits;
+use crate::backend::{Replay, TargetLimits};
 use crate::conformance::{QUEUE, at, attempt, id, message, run_all};
 
 fn options() -> Options {
@@ -242,7 +242,7 @@ async fn a_flipped_bit_in_a_request_quarantines_that_message_alone() {
         (1, 1, 0)
     );
     let replay = store
-        .replay(Selection::Ids(vec![id(7)]), None, at(2))
+        .replay(Selection::Ids(vec![id(7)]), Replay::default(), at(2))
         .await
         .unwrap();
     assert_eq!(replay.skipped, [id(7)], "nothing to deliver");

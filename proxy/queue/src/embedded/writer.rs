@@ -443,12 +443,12 @@ impl Writer {
             Op::Queues { reply } => answer(reply, engine.index.names()),
             Op::Replay {
                 selection,
-                to,
+                how,
                 now,
                 reply,
             } => {
                 self.commit(engine, file, reads)?;
-                let out = engine.replay(reads.tx()?, selection, to.as_deref(), now)?;
+                let out = engine.replay(reads.tx()?, selection, &how, now)?;
                 self.commit(engine, file, reads)?;
                 answer(reply, out);
             }
