@@ -11,7 +11,6 @@ const OF_A_RULE: &[&str] = &[
     "idempotency",
     "async.callback",
     "async.grpcAck=Operation",
-    "async.idempotency.header",
     "async.idempotency.onUnknown",
     "onUnavailable[*].staleCache",
     "cache",

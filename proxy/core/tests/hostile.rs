@@ -299,7 +299,7 @@ proptest! {
     #[test]
     fn fields_that_are_read(map in fields(), now in 0..4_000_000_000_000_u64) {
         let _ = headers::parse_prefer(&map);
-        let _ = headers::idempotency_key(&map);
+        let _ = headers::idempotency_key(&map, &headers::IDEMPOTENCY_KEY);
         let _ = grpc::GrpcCode::from_headers(&map);
         if let Some(trace) = TraceContext::from_headers(&map) {
             let text = trace.to_header();

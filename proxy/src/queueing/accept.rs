@@ -121,7 +121,7 @@ fn plan(
         return Err(ProxyError::local(ErrorCode::CallbackRefused, detail));
     }
     let timing = Timing::read(fields, policy.redelivery.max_age)?;
-    let key = headers::idempotency_key(fields)
+    let key = headers::idempotency_key(fields, &policy.idempotency_header)
         .map_err(|error| ProxyError::downstream(ErrorCode::BadRequest, error.to_string()))?;
     Ok(Plan::Enqueue(Box::new(EnqueuePlan {
         prefer,
@@ -150,7 +150,7 @@ pub fn decide_fallback(
     }
     Some(EnqueuePlan {
         timing: Timing::read(fields, policy.redelivery.max_age).ok()?,
-        key: headers::idempotency_key(fields).ok()?,
+        key: headers::idempotency_key(fields, &policy.idempotency_header).ok()?,
         prefer,
     })
 }
@@ -534,6 +534,7 @@ mod tests {
             per_second: None,
             result_ttl: Duration::from_secs(60),
             result_max_body: 100,
+            idempotency_header: headers::IDEMPOTENCY_KEY,
             idempotency_ttl: Duration::from_secs(60),
             secrets: Secrets::Reject,
             subscribers: Vec::new(),

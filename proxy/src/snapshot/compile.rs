@@ -26,7 +26,7 @@ use outrigger_core::outcome::FailureOn;
 use outrigger_core::route::{
     GrpcMatch, HeaderMatch, Match, PathMatch, QueryMatch, RuleSet, ValueMatch,
 };
-use outrigger_core::{balance, breaker, budget, ejection, redelivery, retry};
+use outrigger_core::{balance, breaker, budget, ejection, headers, redelivery, retry};
 
 use crate::app::Shared;
 use crate::bulkhead;
@@ -551,6 +551,9 @@ fn asynchronous(policy: &RulePolicy, service: &NamespacedName) -> Option<Async> 
         per_second: *spec.delivery.requests_per_second,
         result_ttl: *spec.result_ttl,
         result_max_body: *spec.result_max_body,
+        // Its form was checked.
+        idempotency_header: HeaderName::from_bytes(spec.idempotency.header.as_bytes())
+            .unwrap_or(headers::IDEMPOTENCY_KEY),
         idempotency_ttl: *spec.idempotency.ttl,
         subscribers: subscribers(&spec.subscribers, service),
         secrets: match *spec.secrets {

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::HeaderName;
 use outrigger_config::MeshConfig;
 use outrigger_config::model::MtlsMode;
 use outrigger_core::authz::Policies;
@@ -386,6 +387,8 @@ pub struct Async {
     pub result_ttl: Duration,
     /// A larger result is not kept.
     pub result_max_body: u64,
+    /// The field that carries an idempotency key.
+    pub idempotency_header: HeaderName,
     /// How long an idempotency key is remembered.
     pub idempotency_ttl: Duration,
     /// Services that each get a copy, beside the one that was called.

@@ -283,3 +283,26 @@ async fn the_same_key_on_another_route_is_another_message() {
     let two = accepted(&sidecar, ask("/two")).await;
     assert_ne!(one, two);
 }
+
+#[tokio::test]
+async fn the_key_is_in_the_header_that_the_rule_names() {
+    let rule = "when: Always, idempotency: {header: X-Order-Id}";
+    let (upstream, sidecar) = mailer(rule, |_| Reply::ok("")).await;
+    let keyed = |body: &str| post(body).header("x-order-id", "4711");
+    let id = accepted(&sidecar, keyed("hello")).await;
+    assert_eq!(accepted(&sidecar, keyed("hello")).await, id);
+    sidecar
+        .call(keyed("other"))
+        .await
+        .assert_error(422, "idempotency_mismatch");
+    // The usual header says nothing here.
+    let usual = || post("hello").header("idempotency-key", "\"k\"");
+    let one = accepted(&sidecar, usual()).await;
+    assert_ne!(accepted(&sidecar, usual()).await, one);
+    in_state(&sidecar, &id, "succeeded").await;
+    let first = upstream
+        .seen()
+        .into_iter()
+        .find(|seen| seen.header("x-order-id") == "4711");
+    assert_eq!(first.expect("it arrived").header("idempotency-key"), id);
+}

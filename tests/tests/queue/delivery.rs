@@ -262,6 +262,20 @@ async fn no_more_deliveries_are_under_way_than_the_rule_allows() {
 }
 
 #[tokio::test]
+async fn no_more_deliveries_start_in_a_second_than_the_rule_allows() {
+    let rule = "when: Always, delivery: {requestsPerSecond: 50}";
+    let (upstream, sidecar) = mailer(rule, |_| Reply::ok("")).await;
+    let begun = Instant::now();
+    for n in 0..40 {
+        accepted(&sidecar, post(&n.to_string())).await;
+    }
+    until_true("all are delivered", || upstream.hits() == 40).await;
+    // A tenth of a second's worth may start at once.
+    let least = Duration::from_millis((40 - 5 - 1) * 1000 / 50);
+    assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_delay_is_kept() {
     let (upstream, sidecar) = mailer("when: Preferred", |_| Reply::ok("")).await;
     let ask = asynchronously(post("later")).header("outrigger-delay", "700ms");

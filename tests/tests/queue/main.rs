@@ -3,6 +3,7 @@
 mod accept;
 mod contracts;
 mod delivery;
+mod fairness;
 mod fan_out;
 mod grpc;
 mod letters;

@@ -5,9 +5,7 @@
 
 use std::fmt;
 
-use http::HeaderMap;
-
-use super::IDEMPOTENCY_KEY;
+use http::{HeaderMap, HeaderName};
 
 const LONGEST: usize = 255;
 
@@ -23,13 +21,13 @@ impl fmt::Display for BadKey {
 
 impl std::error::Error for BadKey {}
 
-/// The key of a request; `"a"` in quotes and a bare `a` are the same key.
+/// The key that a request carries in `name`; `"a"` in quotes and a bare `a` are the same key.
 ///
 /// # Errors
 /// [`BadKey`] for several fields, for more than one value, and for a key that is empty, longer than
 /// 255 characters, or has others than visible ASCII (inside quotes also spaces).
-pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, BadKey> {
-    let mut fields = headers.get_all(IDEMPOTENCY_KEY).iter();
+pub fn idempotency_key(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, BadKey> {
+    let mut fields = headers.get_all(name).iter();
     let Some(field) = fields.next() else {
         return Ok(None);
     };
@@ -74,6 +72,7 @@ fn unquoted(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::headers::IDEMPOTENCY_KEY;
     use http::HeaderValue;
 
     fn check(values: &[&str], expected: Result<Option<&str>, BadKey>) {
@@ -84,7 +83,7 @@ mod tests {
                 HeaderValue::from_bytes(value.as_bytes()).unwrap(),
             );
         }
-        let key = idempotency_key(&headers);
+        let key = idempotency_key(&headers, &IDEMPOTENCY_KEY);
         assert_eq!(
             key.as_ref().map(Option::as_deref),
             expected.as_ref().copied(),
