@@ -8,6 +8,7 @@ mod client;
 mod clock;
 mod demo;
 mod explain;
+mod identity;
 mod output;
 mod queue;
 mod schema;
@@ -56,6 +57,8 @@ enum Command {
     Endpoints(client::Admin),
     /// Show the breakers of a sidecar
     Breakers(client::Admin),
+    /// Show who a sidecar is, and until when
+    Identity(client::Admin),
     /// Show queues and their messages
     #[command(subcommand)]
     Queue(queue::Queue),
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
         Command::Routes(admin) => asking(format, sidecar::routes(admin, format)),
         Command::Endpoints(admin) => asking(format, sidecar::endpoints(admin, format)),
         Command::Breakers(admin) => asking(format, sidecar::breakers(admin, format)),
+        Command::Identity(admin) => asking(format, identity::run(admin, format)),
         Command::Queue(command) => asking(format, queue::queue(command, format)),
         Command::Dlq(command) => asking(format, queue::dlq(command, format)),
         Command::Proxy(arguments) => outrigger_proxy::cli::main(arguments.named("outrigger-proxy")),

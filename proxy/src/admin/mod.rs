@@ -93,6 +93,7 @@ async fn answer(
         (&Method::GET, "/config") => return json_ok(&views::config(shared)),
         (&Method::GET, "/routes") => return json_ok(&views::routes(shared)),
         (&Method::GET, "/endpoints") => return json_ok(&views::endpoints(shared)),
+        (&Method::GET, "/identity") => return json_ok(&views::identity(shared)),
         (&Method::GET, "/breakers") => return json_ok(&views::breakers(shared)),
         _ => {}
     }

@@ -24,6 +24,7 @@ GET  /config                    the mesh config in force, its source, and what w
 GET  /routes                    rules with their effective values
 GET  /endpoints                 endpoints with load and health
 GET  /breakers                  breakers with their windows
+GET  /identity                  who this sidecar is, and until when (seconds since 1970)
 GET  /queues                    queues with their counts
 GET  /messages?queue=&state=    messages; /messages/{id} one of them
 GET  /dead?queue=&reason=       dead letters; /dead/{id} one of them whole; /dead/groups, /dead/audit
@@ -31,6 +32,21 @@ POST /dead/replay /dead/purge   {\"ids\": [..]} or {\"queue\": .., \"reason\": .
 POST /drain                     drain and end, like SIGTERM
 PUT  /log                       {\"level\": \"debug\"}
 ";
+
+/// The identity in force, and why the last material was not taken up.
+pub(super) fn identity(shared: &Shared) -> Value {
+    let svid = shared.identity.current();
+    let svid = svid.as_deref();
+    json!({
+        "configured": shared.identity.configured(),
+        "id": svid.map(|svid| svid.id.as_str()),
+        "generation": shared.identity.generation(),
+        "notBefore": svid.map(|svid| svid.not_before),
+        "notAfter": svid.map(|svid| svid.not_after),
+        "bundleNotAfter": svid.map(|svid| svid.bundle_not_after),
+        "problem": shared.identity.problem(),
+    })
+}
 
 pub(super) fn config(shared: &Shared) -> Value {
     let snapshot = shared.store.load();

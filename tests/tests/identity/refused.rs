@@ -246,6 +246,28 @@ async fn an_identity_that_peers_would_refuse_is_not_taken_up() {
         (answer.status == 503 && answer.text().contains("identity")).then_some(())
     })
     .await;
+    let view = callee.view("/identity").await;
+    assert_eq!(view["id"], serde_json::Value::Null, "{view}");
+    let problem = view["problem"].as_str().unwrap();
+    assert!(problem.contains("has expired"), "{problem}");
     files.replace(&root.workload(ORDERS), &root.pem());
+    callee.ready().await;
+    let view = callee.view("/identity").await;
+    assert_eq!(view["id"], ORDERS, "{view}");
+    assert_eq!(view["problem"], serde_json::Value::Null, "{view}");
+    // One of another key, as when only one of the files was replaced so far: what was good stays.
+    let (one, other) = (root.workload(ORDERS), root.workload(ORDERS));
+    let mixed = Leaf {
+        chain: one.chain,
+        key: other.key,
+    };
+    files.replace(&mixed, &root.pem());
+    until("the problem is shown", || async {
+        let view = callee.view("/identity").await;
+        let told = view["problem"].as_str().unwrap_or_default();
+        told.contains("key is not the certificate's").then_some(())
+    })
+    .await;
+    assert_eq!(callee.view("/identity").await["id"], ORDERS);
     callee.ready().await;
 }
