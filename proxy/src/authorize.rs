@@ -8,6 +8,7 @@
 
 use std::net::SocketAddr;
 
+use outrigger_config::model::MtlsMode;
 use outrigger_core::authz::{self, Policies, Refused, Verdict};
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::route::RequestView;
@@ -24,8 +25,20 @@ use crate::worker::Worker;
 /// Whether a call from elsewhere may reach the local application.
 ///
 /// # Errors
-/// `unauthorized`, naming the policy.
+/// `unauthorized`, naming the policy, or the mode that takes no plaintext.
 pub fn inbound(call: &Call, app: &Service) -> Result<(), ProxyError> {
+    let shared = &call.worker.shared;
+    if shared.identity.configured() && call.caller.is_none() {
+        // New connections are refused by the listener; this one was open when the mode changed.
+        let port = call
+            .original
+            .or(shared.bootstrap.app)
+            .map(|addr| addr.port());
+        if app.mtls.at(port) == MtlsMode::Strict {
+            let detail = "mtls.mode is Strict, and the call came in plaintext";
+            return Err(ProxyError::local(ErrorCode::Unauthorized, detail));
+        }
+    }
     let Some(policies) = &app.authorization else {
         return Ok(());
     };

@@ -94,6 +94,24 @@ async fn a_port_may_be_stricter_than_its_mesh() {
 }
 
 #[tokio::test]
+async fn a_plaintext_connection_carries_no_more_calls_once_the_mode_is_strict() {
+    let root = Authority::new("root");
+    let app = Upstream::h1(|_| Reply::ok("hello")).await;
+    let of_orders = files(&root, "orders");
+    let yaml = |mode: &str| mesh(mode) + &orders(app.addr);
+    let callee = sidecar("orders", &of_orders, &yaml("Permissive"))
+        .app(app.addr)
+        .start()
+        .await;
+    let mut open = Client::h1(callee.inbound()).await;
+    assert_eq!(open.call(Ask::get("orders", "/")).await.text(), "hello");
+    assert_eq!(callee.edit(&yaml("Strict")).await, Edited::Applied);
+    let answer = open.call(Ask::get("orders", "/")).await;
+    answer.assert_error(403, "unauthorized");
+    assert_eq!(app.hits(), 1);
+}
+
+#[tokio::test]
 async fn the_mode_changes_under_load_without_a_failed_call() {
     let root = Authority::new("root");
     let app = Upstream::h1(|_| Reply::ok("hello")).await;
