@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::config::{MeshConfig, RuleRef};
 use crate::model::{
-    AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, ConnectionSpec, ContractSpec,
+    AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, CacheSpec, ConnectionSpec, ContractSpec,
     DeliverySpec, EjectionSpec, FailureOnSpec, FailureRateSpec, FallbackStep, FaultSpec, GrpcAck,
     HeaderEdits, HealthSpec, HedgeSpec, IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality,
     MeshDefaults, MeshService, MirrorSpec, OnDead, PermanentSpec, QueueBackend, QueueSpec,
@@ -107,6 +107,8 @@ pub struct Features {
     pub mirror: Option<Setting<MirrorSpec>>,
     /// What the body must be.
     pub contract: Option<Setting<ContractSpec>>,
+    /// A cache of answers.
+    pub cache: Option<Setting<CacheSpec>>,
     /// What a call gets when the service is not available.
     pub on_unavailable: Option<Setting<Vec<FallbackStep>>>,
     /// Faults on purpose.
@@ -623,6 +625,7 @@ fn features(rule: &Rule, policies: &[(&NamespacedName, &RoutePolicy)]) -> Featur
         split_key: whole!(split_key),
         mirror: whole!(mirror),
         contract: whole!(contract),
+        cache: whole!(cache),
         on_unavailable: whole!(on_unavailable),
         fault: whole!(fault),
         respond: whole!(respond),

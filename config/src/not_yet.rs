@@ -12,8 +12,6 @@ const OF_A_RULE: &[&str] = &[
     "async.callback",
     "async.grpcAck=Operation",
     "async.idempotency.onUnknown",
-    "onUnavailable[*].staleCache",
-    "cache",
 ];
 
 /// Paths under a service, and under the Mesh's defaults.

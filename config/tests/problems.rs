@@ -667,6 +667,13 @@ fn warnings() {
         ],
     );
     check(
+        "W309",
+        &route("{onUnavailable: [{staleCache: {}}]}"),
+        &[
+            "3 @staleCache spec.rules[0].onUnavailable[0].staleCache: the rule has no cache to find anything in",
+        ],
+    );
+    check(
         "W305",
         &doc("MeshService", "a", "{}"),
         &["1 @spec spec: no discovery: the service has no endpoints"],

@@ -436,8 +436,12 @@ pub struct FaultBandwidth {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CacheSpec {
-    /// Default 10000.
+    /// Answers that are kept, for the whole service. Default 10000.
     pub max_entries: Option<u32>,
+    /// Bytes of them. Default 64MiB.
+    pub max_bytes: Option<ByteSize>,
+    /// A larger body is not kept. Default 1MiB.
+    pub max_body: Option<ByteSize>,
     /// How long after its end an answer may stand in for an error. Default: not at all.
     pub stale_if_error: Option<Dur>,
 }

@@ -277,6 +277,18 @@ impl<'a> Checks<'a> {
             );
             self.error(at, "E302", &format!("{base}.timeouts.{key}"), message);
         }
+        let steps = rule_ref.rule.on_unavailable.iter().flatten();
+        for (n, step) in steps.enumerate() {
+            if step.stale_cache.is_some() && policy.features.cache.is_none() {
+                let path = format!("{base}.onUnavailable[{n}].staleCache");
+                self.warn(
+                    at,
+                    "W309",
+                    &path,
+                    "the rule has no cache to find anything in",
+                );
+            }
+        }
         let asked = matches!(
             policy.async_.when.origin,
             Origin::Rule | Origin::RoutePolicy(_)

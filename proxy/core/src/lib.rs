@@ -10,13 +10,14 @@
 //! rule and [`split`] its backend, [`edit`] changes what the rule says, [`deadline`], [`limit`]
 //! and [`rate`] bound it, [`fault`] may stand in for what follows, [`balance`] with [`ejection`]
 //! and [`check`] chooses the endpoint,
-//! [`breaker`] admits, [`outcome`] classifies what came back, [`retry`] with [`budget`] and
+//! [`breaker`] admits, [`cache`] tells what may be said again, [`outcome`] classifies what came back, [`retry`] with [`budget`] and
 //! [`backoff`] decides about another try. [`redelivery`] is the same for a message. [`headers`]
 //! and [`error_code`] are the words on the wire.
 
 pub mod time;
 
 pub mod authz;
+pub mod cache;
 pub mod client_hello;
 pub mod edit;
 pub mod error_code;

@@ -3,6 +3,7 @@
 //! `listen.probes` serves only health and metrics. Writes and everything that shows messages are
 //! for loopback peers only. A thin layer: each resource is made by the module that owns it.
 
+mod cache;
 mod standing;
 mod views;
 
@@ -95,6 +96,7 @@ async fn answer(
         (&Method::GET, "/endpoints") => return json_ok(&views::endpoints(shared)),
         (&Method::GET, "/identity") => return json_ok(&views::identity(shared)),
         (&Method::GET, "/breakers") => return json_ok(&views::breakers(shared)),
+        (&Method::GET, "/cache") => return json_ok(&cache::view(shared)),
         _ => {}
     }
     if !peer.ip().to_canonical().is_loopback() {
@@ -123,6 +125,10 @@ async fn answer(
         },
         (&Method::POST, "/dead/purge") => match body(request).await {
             Ok(body) => outcome(queueing::inspect::purge(shared, &body).await),
+            Err(refused) => refused,
+        },
+        (&Method::POST, "/cache/purge") => match body(request).await {
+            Ok(body) => outcome(cache::purge(shared, &body)),
             Err(refused) => refused,
         },
         (&Method::POST, "/drain") => {
@@ -169,6 +175,7 @@ fn startup(shared: &Shared) -> Answer {
 
 async fn metrics(shared: &Arc<Shared>) -> Answer {
     views::refresh_metrics(shared);
+    cache::refresh_metrics(shared);
     queueing::inspect::refresh_metrics(shared).await;
     let mut response = Response::new(Full::from(shared.metrics.render()));
     let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

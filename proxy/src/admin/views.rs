@@ -29,6 +29,8 @@ GET  /queues                    queues with their counts
 GET  /messages?queue=&state=    messages; /messages/{id} one of them
 GET  /dead?queue=&reason=       dead letters; /dead/{id} one of them whole; /dead/groups, /dead/audit
 POST /dead/replay /dead/purge   {\"ids\": [..]} or {\"queue\": .., \"reason\": .., \"dryRun\": true}
+GET  /cache                     how much the caches keep
+POST /cache/purge               {\"service\": \"shop/orders\", \"path\": \"/v1\"}; both optional
 POST /drain                     drain and end, like SIGTERM
 PUT  /log                       {\"level\": \"debug\"}
 ";

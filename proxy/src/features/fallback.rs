@@ -12,6 +12,7 @@ use outrigger_core::error_code::ErrorCode;
 
 use crate::call::{Call, Payload};
 use crate::error::ProxyError;
+use crate::features::cache;
 use crate::forward;
 use crate::http::body::ResponseBody;
 use crate::http::respond;
@@ -60,6 +61,7 @@ pub async fn climb(
                 let response = respond::fixed(fixed, call.grpc);
                 Some(Climbed::Answer(call.answer(response)))
             }
+            Step::StaleCache => stale(call, route).map(Climbed::Answer),
             Step::Service(at) => elsewhere(call, route, *at, &mut payload).await,
             Step::Enqueue { unasked } => {
                 match enqueue(call, service, route, *unasked, &mut payload).await {
@@ -93,6 +95,12 @@ pub fn mark(step: &'static str, response: &mut Response<ResponseBody>) {
     let value = HeaderValue::from_static(step);
     let fields = response.headers_mut();
     fields.insert(outrigger_core::headers::FALLBACK, value);
+}
+
+/// What the cache of the route has, however old.
+fn stale(call: &mut Call, route: &Route) -> Option<Response<ResponseBody>> {
+    let params = route.features.as_ref()?.cache.as_ref()?;
+    cache::stale(call, params)
 }
 
 /// Another service, if it can be asked.

@@ -5,6 +5,7 @@
 //! back. Each step is a file of
 //! its own. Stands on the life of a request; a delivery meets [`prepare`] only.
 
+pub mod cache;
 pub mod contract;
 mod direct;
 pub mod fallback;
@@ -55,7 +56,12 @@ pub async fn serve(
                 Some(contract) => contract::check(call, route, contract, payload).await?,
                 None => payload,
             };
-            forward::queue_or_exchange(call, service, route, payload).await?
+            match &features.cache {
+                Some(params) if cache::concerns(call) => {
+                    Box::pin(cache::serve(call, service, route, params, payload)).await?
+                }
+                _ => ask(call, service, route, features, payload).await?,
+            }
         }
     };
     if let Some(step) = call.fallback {
@@ -69,6 +75,26 @@ pub async fn serve(
     }
     if let Some(edits) = &features.response_headers {
         edits.apply(response.headers_mut());
+    }
+    Ok(response)
+}
+
+/// Asks the service; what its cache keeps of the target goes when the request may change it.
+async fn ask(
+    call: &mut Call,
+    service: &Arc<Service>,
+    route: &Arc<Route>,
+    features: &Features,
+    payload: Payload,
+) -> Result<Response<ResponseBody>, ProxyError> {
+    let kept = features.invalidates.as_ref();
+    let kept = kept.filter(|_| cache::is_unsafe(&call.parts.method));
+    let kept = kept.map(|kept| (kept, cache::key(call)));
+    let response = forward::queue_or_exchange(call, service, route, payload).await?;
+    if let Some((kept, key)) = kept
+        && (response.status().is_success() || response.status().is_redirection())
+    {
+        kept.invalidate(&key);
     }
     Ok(response)
 }

@@ -134,10 +134,10 @@ impl Compiler<'_> {
                 .iter()
                 .map(|rule| matches(&rule.rule.matches))
                 .collect();
-            let routes = rules
-                .iter()
-                .map(|rule| Arc::new(self.route(name, rule)))
-                .collect();
+            let routes = rules.iter().map(|rule| self.route(name, rule));
+            let mut routes: Vec<Route> = routes.collect();
+            features::share_cache(&mut routes, &state.cache);
+            let routes = routes.into_iter().map(Arc::new).collect();
             (RuleSet::new(matches), routes)
         } else {
             let policy = self.config.default_rule_policy();
@@ -203,6 +203,7 @@ impl Compiler<'_> {
                 route: &name,
                 direction: Direction::Outbound,
                 state: &state,
+                cache: &self.shared.live.service(&service.to_string()).cache,
                 service: &|name| self.indices.get(name).copied(),
             },
         );
@@ -278,6 +279,7 @@ impl Compiler<'_> {
                 route: &name,
                 direction: Direction::Inbound,
                 state: &self.shared.live.route(&format!("(inbound) {name}")),
+                cache: &Arc::default(),
                 service: &|_| None,
             };
             Some(features::compile_rate_limit(spec, &of))

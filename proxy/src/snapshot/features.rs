@@ -5,6 +5,7 @@
 //! of a config update.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::COOKIE;
@@ -14,17 +15,18 @@ use metrics::Counter;
 use outrigger_config::NamespacedName;
 use outrigger_config::effective;
 use outrigger_config::model::{self, Fallback, PathEditType};
-use outrigger_config::units::KeySource;
+use outrigger_config::units::{ByteSize, Dur, KeySource};
 use outrigger_core::edit::{HeaderEdits, PathEdit, Redirect};
 use outrigger_core::fault::{self, Abort, Share};
 use outrigger_core::grpc::GrpcCode;
 use outrigger_core::limit::RateParams;
 use outrigger_core::route::RuleSet;
 
+use crate::features::cache::store::{Bounds, Cache};
 use crate::listener::Direction;
-use crate::snapshot::compile;
 use crate::snapshot::contract::MessageContract;
 use crate::snapshot::live::RouteState;
+use crate::snapshot::{Route, compile};
 use crate::telemetry::metrics::Metrics;
 
 /// Everything a rule does beside forwarding.
@@ -40,6 +42,10 @@ pub struct Features {
     pub response_headers: Option<HeaderEdits>,
     /// A change of host or path.
     pub rewrite: Option<Rewrite>,
+    /// A cache of answers.
+    pub cache: Option<CacheParams>,
+    /// The cache in which calls that change something make answers wrong.
+    pub invalidates: Option<Arc<Cache>>,
     /// What a call gets when the service cannot be asked; in this order.
     pub on_unavailable: Vec<Step>,
     /// A copy of some requests.
@@ -50,8 +56,32 @@ pub struct Features {
     pub fault: Option<Fault>,
 }
 
+/// A cache of answers, and how often it was asked.
+pub struct CacheParams {
+    /// What is kept, for the whole service.
+    pub cache: Arc<Cache>,
+    /// How much.
+    pub bounds: Bounds,
+    /// Larger bodies are not kept.
+    pub max_body: usize,
+    /// How long after its end an answer may stand in for an error.
+    pub stale_if_error: Option<Duration>,
+    /// Whether a stale answer is good for anything.
+    pub stands_in: bool,
+    /// Calls answered.
+    pub hit: Counter,
+    /// Calls answered by the service.
+    pub miss: Counter,
+    /// Calls answered with what had become stale.
+    pub stale: Counter,
+    /// Calls answered with what the service called good.
+    pub revalidated: Counter,
+}
+
 /// One step of the ladder.
 pub enum Step {
+    /// An answer from the cache, even if it is stale.
+    StaleCache,
     /// Another service: an index into
     /// [`Snapshot::services`](crate::snapshot::Snapshot::services).
     Service(usize),
@@ -68,6 +98,7 @@ impl Step {
     /// As the config writes it.
     pub const fn name(&self) -> &'static str {
         match self {
+            Self::StaleCache => "staleCache",
             Self::Service(_) => "service",
             Self::Enqueue { .. } => "enqueue",
             Self::Respond(_) => "respond",
@@ -222,6 +253,8 @@ pub struct Of<'a> {
     pub direction: Direction,
     /// What outlives the snapshot.
     pub state: &'a Arc<RouteState>,
+    /// Where answers of the service are kept.
+    pub cache: &'a Arc<Cache>,
     /// The place of a service in the snapshot.
     pub service: &'a dyn Fn(&NamespacedName) -> Option<usize>,
 }
@@ -234,6 +267,7 @@ pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features
         response_headers,
         // The pick of a backend comes before all of these.
         split_key: _,
+        cache,
         on_unavailable,
         mirror,
         contract,
@@ -244,6 +278,8 @@ pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features
         matched_prefix,
     } = policy;
     let prefix = matched_prefix.as_deref();
+    let mut steps = on_unavailable.as_deref().into_iter().flatten();
+    let stale_cache = steps.any(|step| step.stale_cache.is_some());
     let redirected = redirect.as_ref().map(|spec| compile_redirect(spec, prefix));
     let responded = respond
         .as_ref()
@@ -259,6 +295,10 @@ pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features
             host: spec.hostname.as_deref().and_then(authority),
             path: spec.path.as_ref().and_then(|edit| path_edit(edit, prefix)),
         }),
+        cache: cache
+            .as_deref()
+            .map(|spec| compile_cache(spec, stale_cache, of)),
+        invalidates: None,
         on_unavailable: on_unavailable
             .as_deref()
             .into_iter()
@@ -274,6 +314,21 @@ pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features
     features.any().then(|| Box::new(features))
 }
 
+/// Where a rule of a service keeps answers, calls that another one takes may make them wrong.
+pub fn share_cache(routes: &mut [Route], cache: &Arc<Cache>) {
+    let caches = |route: &Route| {
+        let features = route.features.as_ref();
+        features.is_some_and(|features| features.cache.is_some())
+    };
+    if !routes.iter().any(caches) {
+        return;
+    }
+    for route in routes {
+        let features = route.features.get_or_insert_default();
+        features.invalidates = Some(Arc::clone(cache));
+    }
+}
+
 impl Features {
     fn any(&self) -> bool {
         let Self {
@@ -282,6 +337,8 @@ impl Features {
             request_headers,
             response_headers,
             rewrite,
+            cache,
+            invalidates,
             on_unavailable,
             mirror,
             contract,
@@ -292,6 +349,8 @@ impl Features {
             || request_headers.is_some()
             || response_headers.is_some()
             || rewrite.is_some()
+            || cache.is_some()
+            || invalidates.is_some()
             || !on_unavailable.is_empty()
             || mirror.is_some()
             || contract.is_some()
@@ -351,10 +410,36 @@ pub fn compile_rate_limit(spec: &model::RateLimitSpec, of: &Of<'_>) -> RateLimit
     }
 }
 
+fn compile_cache(spec: &model::CacheSpec, stale_cache: bool, of: &Of<'_>) -> CacheParams {
+    let counter = |outcome: &str| {
+        let labels = [("route", of.route), ("outcome", outcome)];
+        of.metrics
+            .counter("outrigger_cache_requests_total", &labels)
+    };
+    let bytes = |size: Option<ByteSize>, default: u64| {
+        let size = size.map_or(default, |size| size.0);
+        usize::try_from(size).unwrap_or(usize::MAX)
+    };
+    let stale_if_error = spec.stale_if_error.and_then(Dur::enabled);
+    CacheParams {
+        cache: Arc::clone(of.cache),
+        bounds: Bounds {
+            entries: spec.max_entries.unwrap_or(10_000) as usize,
+            bytes: bytes(spec.max_bytes, 64 << 20),
+        },
+        max_body: bytes(spec.max_body, 1 << 20),
+        stands_in: stale_cache || stale_if_error.is_some(),
+        stale_if_error,
+        hit: counter("hit"),
+        miss: counter("miss"),
+        stale: counter("stale"),
+        revalidated: counter("revalidated"),
+    }
+}
+
 fn compile_step(step: &model::FallbackStep, of: &Of<'_>) -> Option<Step> {
     match step.as_enum()? {
-        // `check` says that it is not yet in effect.
-        Fallback::StaleCache => None,
+        Fallback::StaleCache => Some(Step::StaleCache),
         Fallback::Service(other) => (of.service)(&other.target()).map(Step::Service),
         Fallback::Enqueue(step) => Some(Step::Enqueue {
             unasked: step.unasked.unwrap_or(false),

@@ -23,6 +23,7 @@ use outrigger_core::rate::Rates;
 use outrigger_core::time::Mono;
 
 use crate::clock;
+use crate::features::cache::store::Cache;
 use crate::identity::peers::Peers;
 use crate::upstream::connect::Protocol;
 
@@ -94,6 +95,8 @@ pub struct ServiceState {
     pub name: String,
     /// Refuses requests while the service fails.
     pub breaker: Breaker,
+    /// Answers that are kept.
+    pub cache: Arc<Cache>,
     /// Requests on their way, and those that wait for a place.
     pub bulkhead: Bulkhead,
     /// Where round robin stands.
@@ -108,6 +111,7 @@ impl ServiceState {
         Self {
             name: name.to_owned(),
             breaker: Breaker::default(),
+            cache: Arc::default(),
             bulkhead: Bulkhead::default(),
             cursor: AtomicUsize::new(0),
             gate: EjectionGate::default(),

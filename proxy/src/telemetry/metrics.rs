@@ -101,6 +101,21 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Requests refused by a route's rate limit.",
     ),
     (
+        "outrigger_cache_requests_total",
+        Kind::Counter,
+        "Calls of a route with a cache: hit, miss, stale, revalidated.",
+    ),
+    (
+        "outrigger_cache_entries",
+        Kind::Gauge,
+        "Answers kept for a service.",
+    ),
+    (
+        "outrigger_cache_bytes",
+        Kind::Gauge,
+        "Bytes of the answers kept for a service.",
+    ),
+    (
         "outrigger_fallbacks_total",
         Kind::Counter,
         "Calls that got a step of onUnavailable, by step and why the service was not asked.",

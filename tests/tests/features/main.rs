@@ -1,5 +1,6 @@
 //! What a rule does with its calls beside forwarding them, through one real sidecar.
 
+mod caches;
 mod edits;
 mod faults;
 mod ladder;

@@ -199,6 +199,7 @@ impl Rows<'_> {
             split_key,
             mirror,
             contract,
+            cache,
             on_unavailable,
             fault,
             respond,
@@ -213,6 +214,7 @@ impl Rows<'_> {
         self.part("splitKey", split_key.as_ref());
         self.part("mirror", mirror.as_ref());
         self.part("contract", contract.as_ref());
+        self.part("cache", cache.as_ref());
         self.part("onUnavailable", on_unavailable.as_ref());
         self.part("fault", fault.as_ref());
         self.part("respond", respond.as_ref());
