@@ -29,8 +29,11 @@ impl<E: Endpoints + ?Sized> Draw<'_, E> {
         usable: &dyn Fn(usize) -> bool,
         rng: &mut fastrand::Rng,
     ) -> Option<usize> {
-        if range.is_empty() {
-            return None;
+        match range.len() {
+            0 => return None,
+            // The usual service of one endpoint draws no second one in vain.
+            1 => return usable(range.start).then_some(range.start),
+            _ => {}
         }
         let some = Usable {
             range,
