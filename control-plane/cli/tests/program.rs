@@ -54,7 +54,7 @@ fn check_tells_clean_from_broken_from_unreadable() {
     let warned = file(
         dir.path(),
         "warned.yaml",
-        &clean.replace("spec: {", "spec: {health: {tcp: {}}, "),
+        &clean.replace("{name: a}", "{name: a, colour: blue}"),
     );
     let check = |words: &[&str], path: &Path, code: i32, says: &str| {
         let path = path.display().to_string();
