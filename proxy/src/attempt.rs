@@ -152,7 +152,14 @@ impl Failure {
 
 impl Answer {
     /// What the upstream says of coming again: `Retry-After`, or the gRPC pushback (gRFC A6).
+    /// One that succeeded is not asked: nobody comes again.
     pub fn asked(&self) -> Asked {
+        if let Observed::Head { status, grpc } = self.observed
+            && status.is_success()
+            && grpc.is_none_or(|code| code == GrpcCode::Ok)
+        {
+            return Asked::Nothing;
+        }
         let fields = self.response.headers();
         let trailers = self.peeked.as_ref().and_then(Frame::trailers_ref);
         let pushback = fields

@@ -101,6 +101,14 @@ names! {
 /// Believed of anybody: who says so can only lose retries of his own call. It is not relayed, so a
 /// third sidecar in a row hears of it only from a peer whose identity is known.
 pub fn attempt_of_peer(fields: &HeaderMap) -> u32 {
+    // Told by the length first: nearly all requests have neither, and nobody hashes two names then.
+    let ours = [ATTEMPT.as_str().len(), DELIVERY_ATTEMPT.as_str().len()];
+    if !fields
+        .keys()
+        .any(|name| ours.contains(&name.as_str().len()))
+    {
+        return 0;
+    }
     let number = fields
         .get(ATTEMPT)
         .and_then(|value| value.to_str().ok()?.parse().ok())
