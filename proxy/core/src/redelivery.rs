@@ -373,7 +373,7 @@ mod tests {
         check(DeliveryResult::NotUnary, "not_unary");
         check(peer(ErrorCode::NoRoute), "retry");
         check(peer(ErrorCode::Draining), "retry");
-        check(peer(ErrorCode::Unauthorized), "permanent_status");
+        check(peer(ErrorCode::Unauthorized), "unauthorized");
     }
 
     #[test]
