@@ -124,16 +124,22 @@ fn escape(bytes: &[u8], how: Normalization) -> Result<Option<Escape>, BadPath> {
 fn decode(path: &str, how: Normalization) -> String {
     let bytes = path.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
-    // Where the output has a `%` that begins no escape: the two bytes after it must not become
-    // digits (`%%32e` is not `%2e`).
+    // Where the output has a `%` that begins no escape: no digit may be decoded that would make
+    // one of it (`%%32e` is not `%2e`). A dot is no digit, and after anything else none is near.
     let mut stray = None;
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
-        let after_stray = stray.is_some_and(|stray| decoded.len() - stray <= 2);
+        let completes = |plain: u8| {
+            let near = |stray| decoded.len() - stray <= 2;
+            plain.is_ascii_hexdigit()
+                && stray
+                    .filter(|stray| near(*stray))
+                    .is_some_and(|stray| decoded[stray + 1..].iter().all(u8::is_ascii_hexdigit))
+        };
         match byte {
             b'\\' => decoded.push(b'/'),
             b'%' => match escape(&bytes[at..], how) {
-                Ok(Some(Escape::Plain(plain))) if !after_stray => {
+                Ok(Some(Escape::Plain(plain))) if !completes(plain) => {
                     decoded.push(plain);
                     at += 2;
                 }
@@ -229,6 +235,10 @@ mod tests {
             ("/%zz%", "/%zz%"),
             ("/%%32e%%32e/a", "/%%32e%%32e/a"),
             ("/%2%65/a", "/%2%65/a"),
+            ("/%/%2e%2e/admin", "/admin"),
+            ("/a%/%2e", "/a%/"),
+            ("/%g%32", "/%g2"),
+            ("/%1%32", "/%1%32"),
             ("*", "*"),
             ("", ""),
         ] {
@@ -265,6 +275,10 @@ mod tests {
 
     fn any_rule() -> impl Strategy<Value = Normalization> {
         prop::sample::select(vec![None, Base, MergeSlashes, DecodeAndMergeSlashes])
+    }
+
+    fn a_rule_that_changes() -> impl Strategy<Value = Normalization> {
+        prop::sample::select(vec![Base, MergeSlashes, DecodeAndMergeSlashes])
     }
 
     /// What an attacker would combine.
@@ -311,8 +325,7 @@ mod tests {
         }
 
         #[test]
-        fn no_reader_finds_a_way_up(path in spelling(), how in any_rule()) {
-            prop_assume!(how != None);
+        fn no_reader_finds_a_way_up(path in spelling(), how in a_rule_that_changes()) {
             if let Ok(normal) = normalize(&path, how) {
                 prop_assert!(normal.starts_with('/'));
                 let segments = read(&normal, how == DecodeAndMergeSlashes);
