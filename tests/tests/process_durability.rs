@@ -193,7 +193,9 @@ fn a_202_is_written_only_after_an_fsync() {
         post("/warm-up").status == 202
     });
 
-    let trace = dir.path().join("trace");
+    // In a directory of its own: the sidecar watches the one its config is in.
+    let traced = scratch();
+    let trace = traced.path().join("trace");
     let mut command = tool("strace");
     command.args(["-f", "-y", "-tt", "-s", "64", "-e"]);
     command.arg("trace=fsync,fdatasync,msync,write,writev,sendto,sendmsg,read,readv,recvfrom");
@@ -207,6 +209,9 @@ fn a_202_is_written_only_after_an_fsync() {
     for number in 0..5 {
         assert_eq!(post(&format!("/traced/{number}")).status, 202);
     }
+    // A call that is under way when strace leaves is not in the trace. A connection is served in
+    // order, so an answer to one request more proves that the calls of the others are over.
+    assert_eq!(post("/last").status, 202);
     strace.signal("INT");
     strace.wait(PATIENCE);
 
