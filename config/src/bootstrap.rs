@@ -94,6 +94,12 @@ impl ProxyBootstrap {
                 paths.extend([&mut files.certificate, &mut files.key, &mut files.bundle]);
             }
             if let Some(api) = &mut identity.workload_api {
+                // As `SPIFFE_ENDPOINT_SOCKET` writes it.
+                if let Some(text) = api.socket.to_str()
+                    && let Some(path) = text.strip_prefix("unix:")
+                {
+                    api.socket = PathBuf::from(path.strip_prefix("//").unwrap_or(path));
+                }
                 paths.push(&mut api.socket);
             }
         }
@@ -225,8 +231,10 @@ pub struct IdentityFiles {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WorkloadApi {
-    /// A Unix socket.
+    /// A Unix socket; `unix://` before it is passed over.
     pub socket: PathBuf,
+    /// Which identity is meant, where the API has several. Default: the first.
+    pub hint: Option<String>,
 }
 
 /// Which requests are logged, and where.

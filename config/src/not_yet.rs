@@ -35,8 +35,7 @@ const OF_A_QUEUE: &[&str] = &[
 const OF_A_GATEWAY_RULE: &[&str] = &[];
 
 /// Keys of a sidecar's bootstrap file.
-pub(crate) const OF_A_PROXY: &[&str] =
-    &["identity.controlPlane", "identity.workloadApi", "tracing"];
+pub(crate) const OF_A_PROXY: &[&str] = &["identity.controlPlane", "tracing"];
 
 /// Keys of the control plane's bootstrap file.
 pub(crate) const OF_A_CONTROL_PLANE: &[&str] =

@@ -100,6 +100,25 @@ fn a_directory_is_read_sorted_and_without_hidden_files() {
     assert!(read_sources(&here("samples/no-such-file.yaml")).is_err());
 }
 
+#[test]
+fn the_socket_of_a_workload_api_may_be_written_as_a_url() {
+    let check = |socket: &str, expected: &str| {
+        let text = format!(
+            "workload: {{name: a}}\nmesh: m.yaml\nidentity: {{workloadApi: {{socket: \"{socket}\"}}}}\n"
+        );
+        let (proxy, report) = bootstrap::load_proxy(&Source::new("proxy.yaml", text));
+        clean(&report);
+        let mut proxy = proxy.unwrap();
+        proxy.resolve(Path::new("/etc"));
+        let api = proxy.identity.unwrap().workload_api.unwrap();
+        assert_eq!(api.socket, Path::new(expected), "{socket}");
+    };
+    check("unix:///run/agent.sock", "/run/agent.sock");
+    check("unix:/run/agent.sock", "/run/agent.sock");
+    check("/run/agent.sock", "/run/agent.sock");
+    check("agent.sock", "/etc/agent.sock");
+}
+
 fn clean(report: &Report) {
     assert!(!report.has_errors(), "{}", report.render_text());
 }

@@ -1,6 +1,6 @@
 //! Who we are, who our peers are, and TLS between us.
 //!
-//! A source brings key material ([`files`]); what is good of it becomes the [`Svid`] in force, put
+//! A source brings key material ([`files`], [`workload_api`]); what is good of it becomes the [`Svid`] in force, put
 //! there with one store. What is bad changes nothing and is told. Connections take the identity
 //! that is in force when they are made: [`tls`] for those that are accepted,
 //! [`upstream::connect`](crate::upstream::connect) for those that are made.
@@ -9,6 +9,7 @@ pub mod files;
 pub mod peers;
 pub mod svid;
 pub mod verify;
+pub mod workload_api;
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -128,5 +129,7 @@ pub async fn run(shared: Arc<Shared>) {
     };
     if let Some(files) = source.files.clone() {
         files::run(shared, files).await;
+    } else if let Some(api) = source.workload_api.clone() {
+        workload_api::run(shared, api).await;
     }
 }

@@ -251,7 +251,7 @@ async fn follow(
 ///
 /// After a good stream 0 to 1 s, so that the sidecars of a restarted control plane do not come all
 /// at once; then three quick tries; then 1 s × 1.6 up to 30 s, ± 20 % (gRPC's connection backoff).
-fn reconnect_after(failures: u32, random: f64) -> Duration {
+pub fn reconnect_after(failures: u32, random: f64) -> Duration {
     let base = match failures {
         0 => return Duration::from_secs_f64(random),
         1 => 0.1,
@@ -464,7 +464,7 @@ fn describe(status: &tonic::Status) -> String {
 }
 
 /// The connection as tonic wants to see it.
-struct H2(SendRequest<Body>);
+pub struct H2(pub SendRequest<Body>);
 
 impl tower::Service<Request<Body>> for H2 {
     type Response = Response<Incoming>;

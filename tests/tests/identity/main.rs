@@ -7,6 +7,7 @@ mod envoy;
 mod mesh;
 mod modes;
 mod refused;
+mod workload_api;
 
 use std::net::SocketAddr;
 
