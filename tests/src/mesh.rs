@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use outrigger_config::bootstrap::{OneOrMany, ProxyBootstrap};
 use outrigger_control_plane::ControlPlaneBootstrap;
@@ -238,14 +239,28 @@ impl Sidecar {
         answer.json()
     }
 
-    /// One scrape.
+    /// A scrape of counters that stand still: a caller has its answer a moment before the answer is
+    /// counted. Under steady load it is the fifth scrape.
     pub async fn metrics(&self) -> Scrape {
+        let mut scrape = self.scrape().await;
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            let next = self.scrape().await;
+            if next.same_counters(&scrape) {
+                return next;
+            }
+            scrape = next;
+        }
+        scrape
+    }
+
+    async fn scrape(&self) -> Scrape {
         Scrape::parse(&self.ask_admin("GET", "/metrics", "").await.text())
     }
 
     /// Waits until a scrape is as expected.
     pub async fn metric_until(&self, what: &str, holds: impl Fn(&Scrape) -> bool) -> Scrape {
-        until(what, || async { Some(self.metrics().await).filter(&holds) }).await
+        until(what, || async { Some(self.scrape().await).filter(&holds) }).await
     }
 
     /// Waits until `/readyz` says so.

@@ -46,6 +46,19 @@ impl Scrape {
             .any(|series| series.split('{').next() == Some(name))
     }
 
+    /// Whether every counter stands as in `other`, but for those of the process (CPU time, bytes).
+    pub fn same_counters(&self, other: &Self) -> bool {
+        let counters = |scrape: &Self| -> Vec<(String, f64)> {
+            let counts = |series: &str| {
+                let family = series.split('{').next().unwrap_or_default();
+                family.ends_with("_total") && !family.starts_with("process_")
+            };
+            let counted = scrape.0.iter().filter(|(series, _)| counts(series));
+            counted.map(|(series, n)| (series.clone(), *n)).collect()
+        };
+        counters(self) == counters(other)
+    }
+
     /// How much [`Scrape::sum`] has grown since `before`.
     pub fn since(&self, before: &Self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.sum(name, labels) - before.sum(name, labels)
@@ -75,5 +88,16 @@ mod tests {
         assert_eq!(scrape.sum("a", &[("x", "1")]), 2.0);
         assert_eq!(scrape.sum("ab", &[]), 4.0);
         assert!(scrape.has("ab") && !scrape.has("b"));
+    }
+
+    #[test]
+    fn only_counters_are_compared() {
+        let scrape = |n, depth| {
+            let text =
+                format!("n_total{{a=\"b\"}} {n}\ndepth {depth}\nprocess_cpu_total {depth}\n");
+            Scrape::parse(&text)
+        };
+        assert!(scrape(1, 1).same_counters(&scrape(1, 2)));
+        assert!(!scrape(1, 1).same_counters(&scrape(2, 1)));
     }
 }

@@ -84,6 +84,9 @@ async fn a_name_that_nobody_has_is_refused() {
         "{said}"
     );
     let labels = [("direction", "outbound"), ("code", "no_route")];
-    let scrape = sidecar.metrics().await;
-    assert_eq!(scrape.sum("outrigger_tcp_connections_total", &labels), 1.0);
+    sidecar
+        .metric_until("the refusal is counted", |scrape| {
+            scrape.sum("outrigger_tcp_connections_total", &labels) == 1.0
+        })
+        .await;
 }
