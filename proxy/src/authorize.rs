@@ -2,23 +2,28 @@
 //!
 //! The callee's sidecar asks before the application hears of a call. The caller's asks before a
 //! call becomes a message, so that nobody is told 202 for what will be refused, and again when the
-//! message is delivered; what only the callee can know is left to it.
+//! message is delivered; what only the callee can know is left to it. A message that is brought by
+//! somebody else than who enqueued it needs the permission of both.
 //!
 //! Stands on the life of a request and on the life of a message.
 
 use std::net::SocketAddr;
 
+use http::HeaderValue;
 use outrigger_config::model::MtlsMode;
 use outrigger_core::authz::{self, Policies, Refused, Verdict};
 use outrigger_core::error_code::ErrorCode;
+use outrigger_core::headers;
 use outrigger_core::route::RequestView;
 use outrigger_core::spiffe::SpiffeId;
 use tracing::info;
 
 use crate::call::Call;
+use crate::clock;
 use crate::error::ProxyError;
 use crate::http::context::Connection;
-use crate::snapshot::{Route, Service};
+use crate::identity::statement;
+use crate::snapshot::{Route, Service, When};
 use crate::telemetry::metrics::Metrics;
 use crate::worker::Worker;
 
@@ -26,7 +31,8 @@ use crate::worker::Worker;
 ///
 /// # Errors
 /// `unauthorized`, naming the policy, or the mode that takes no plaintext.
-pub fn inbound(call: &Call, app: &Service) -> Result<(), ProxyError> {
+pub fn inbound(call: &mut Call, app: &Service) -> Result<(), ProxyError> {
+    original_caller(call)?;
     let shared = &call.worker.shared;
     if shared.identity.configured() && call.caller.is_none() {
         // New connections are refused by the listener; this one was open when the mode changed.
@@ -50,6 +56,14 @@ pub fn inbound(call: &Call, app: &Service) -> Result<(), ProxyError> {
         request: Some(view),
     };
     let metrics = &call.worker.shared.metrics;
+    judge(policies, &asked, &app.name, Some(call.peer), metrics)?;
+    let Some(original) = call.original_caller.as_deref() else {
+        return Ok(());
+    };
+    let asked = authz::Call {
+        caller: Some(original),
+        ..asked
+    };
     judge(policies, &asked, &app.name, Some(call.peer), metrics)
 }
 
@@ -71,12 +85,45 @@ pub fn opaque(worker: &Worker, connection: &Connection, app: &Service) -> Result
     judge(policies, &asked, &app.name, peer, &worker.shared.metrics)
 }
 
-/// Whether a call of the local application may become a message for `service`, or be delivered as
-/// one: refused when every service that could take it refuses.
+/// Whether a call of the local application may become a message for `service`, and for the
+/// subscribers of the rule: refused when every service that could take it refuses, and when one
+/// of the subscribers does, for all copies are stored or none.
 ///
 /// # Errors
 /// `unauthorized`, naming the policy.
 pub fn message(call: &Call, service: &Service, route: &Route) -> Result<(), ProxyError> {
+    delivery(call, service, route, None)?;
+    let policy = route.asynchronous.as_ref();
+    // What a shadow's subscribers refuse is missing there, and nowhere else.
+    let policy = policy.filter(|policy| policy.when != When::Shadow);
+    let subscribers = policy.map_or(&[][..], |policy| &policy.subscribers);
+    subscribers.iter().try_for_each(|name| copy(call, name))
+}
+
+/// Whether a call of the local application may become a message for a subscriber.
+///
+/// # Errors
+/// `unauthorized`, naming the policy.
+pub fn copy(call: &Call, subscriber: &str) -> Result<(), ProxyError> {
+    match call.snapshot.service(subscriber) {
+        Some(service) => one_message(call, service, None),
+        // Found out when it is delivered: it may be in the config by then.
+        None => Ok(()),
+    }
+}
+
+/// Whether a message may still be delivered to `service`, or become one: whoever delivers it must
+/// be allowed to, and so must its `original` caller. Refused when every service that could take it
+/// refuses.
+///
+/// # Errors
+/// `unauthorized`, naming the policy.
+pub fn delivery(
+    call: &Call,
+    service: &Service,
+    route: &Route,
+    original: Option<&SpiffeId>,
+) -> Result<(), ProxyError> {
     let mut refused = None;
     let backends = route.backends.iter().filter(|backend| backend.weight > 0);
     let mut targets = backends
@@ -84,10 +131,10 @@ pub fn message(call: &Call, service: &Service, route: &Route) -> Result<(), Prox
         .map(|service| &**service)
         .peekable();
     if targets.peek().is_none() {
-        return one_message(call, service);
+        return one_message(call, service, original);
     }
     for target in targets {
-        match one_message(call, target) {
+        match one_message(call, target, original) {
             Ok(()) => return Ok(()),
             Err(error) => refused = Some(error),
         }
@@ -95,7 +142,11 @@ pub fn message(call: &Call, service: &Service, route: &Route) -> Result<(), Prox
     refused.map_or(Ok(()), Err)
 }
 
-fn one_message(call: &Call, service: &Service) -> Result<(), ProxyError> {
+fn one_message(
+    call: &Call,
+    service: &Service,
+    original: Option<&SpiffeId>,
+) -> Result<(), ProxyError> {
     let Some(policies) = &service.authorization else {
         return Ok(());
     };
@@ -104,14 +155,59 @@ fn one_message(call: &Call, service: &Service) -> Result<(), ProxyError> {
         true => call.worker.shared.identity.current(),
         false => None,
     };
-    let asked = authz::Call {
-        caller: svid.as_ref().map(|svid| &svid.id),
-        address: None,
-        request: Some(call.view()),
+    let ask = |caller| {
+        let asked = authz::Call {
+            caller,
+            address: None,
+            request: Some(call.view()),
+        };
+        match policies.decide(&asked).refused {
+            None => Ok(()),
+            Some(refused) => Err(refusal(&refused, asked.caller, &service.name)),
+        }
     };
-    match policies.decide(&asked).refused {
-        None => Ok(()),
-        Some(refused) => Err(refusal(&refused, asked.caller, &service.name)),
+    let us = svid.as_ref().map(|svid| &svid.id);
+    ask(us)?;
+    match original {
+        // In plaintext nobody is shown who it was.
+        Some(_) if us.is_some() && original != us => ask(original),
+        _ => Ok(()),
+    }
+}
+
+/// Who enqueued the message that a peer brings, if the peer shows it; the application is not shown
+/// the proof.
+///
+/// # Errors
+/// `unauthorized` when the proof is none.
+fn original_caller(call: &mut Call) -> Result<(), ProxyError> {
+    let Some(caller) = &call.caller else {
+        // Whatever it says is taken out with all else that only a peer may say.
+        return Ok(());
+    };
+    let fields = &mut call.parts.headers;
+    let Some(shown) = fields.remove(headers::CALLER_STATEMENT) else {
+        return Ok(());
+    };
+    let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
+    let message = fields.get(headers::MESSAGE_ID).map(text);
+    let believed = match call.worker.shared.identity.current() {
+        Some(svid) => {
+            let message = message.unwrap_or_default();
+            statement::verify(&svid, &text(&shown), &message, clock::unix_now())
+        }
+        None => Err("this sidecar has no identity".to_owned()),
+    };
+    match believed {
+        Ok(original) if original == caller.id => Ok(()),
+        Ok(original) => {
+            call.original_caller = Some(Box::new(original));
+            Ok(())
+        }
+        Err(why) => {
+            let detail = format!("who enqueued the message is not believed: {why}");
+            Err(ProxyError::local(ErrorCode::Unauthorized, detail))
+        }
     }
 }
 

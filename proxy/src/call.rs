@@ -25,6 +25,7 @@ use outrigger_core::headers::{self, StripPolicy};
 use outrigger_core::host::parse_authority;
 use outrigger_core::retry::{self, RequestFacts};
 use outrigger_core::route::RequestView;
+use outrigger_core::spiffe::SpiffeId;
 use outrigger_core::{deadline, split, time::Mono};
 
 use self::affinity::Affinity;
@@ -63,6 +64,10 @@ pub struct Call {
     pub original: Option<SocketAddr>,
     /// Who sent it, where that is proved.
     pub caller: Option<Rc<Caller>>,
+    /// Who enqueued it, where it is a message, somebody else sent it, and that is proved.
+    pub original_caller: Option<Box<SpiffeId>>,
+    /// What is shown to a peer of who enqueued it, where it is a message.
+    pub statement: Option<Box<HeaderValue>>,
     /// The one endpoint it may go to, when an address decided.
     pub fixed: Option<Fixed>,
     /// Whether it is a gRPC call, by content type.
@@ -166,6 +171,8 @@ impl Call {
             peer,
             original: None,
             caller: None,
+            original_caller: None,
+            statement: None,
             fixed: None,
             grpc,
             start,
@@ -373,7 +380,8 @@ impl Call {
             headers::append_forwarded_for(&mut fields, self.peer.ip(), true);
         }
         if let Some(caller) = &self.caller {
-            fields.insert(headers::X_FORWARDED_CLIENT_CERT, caller.forwarded.clone());
+            let forwarded = caller.forwarded(self.original_caller.as_deref());
+            fields.insert(headers::X_FORWARDED_CLIENT_CERT, forwarded);
         }
         headers::set_forwarded_proto(&mut fields, false, trusted);
         let id = headers::ensure_request_id(&mut fields, &mut self.worker.rng());
@@ -457,6 +465,12 @@ impl Call {
     ) {
         if self.direction == Direction::Outbound && !self.is_foreign() {
             fields.insert(headers::ATTEMPT, HeaderValue::from(attempt));
+        }
+        if let Some(statement) = &self.statement {
+            match endpoint.peers() {
+                Some(_) => fields.insert(headers::CALLER_STATEMENT, (**statement).clone()),
+                None => fields.remove(headers::CALLER_STATEMENT),
+            };
         }
         self.tell_deadline(fields, deadline, now);
         if self.protocol(endpoint) == Protocol::Http1 {

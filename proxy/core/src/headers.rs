@@ -49,6 +49,8 @@ names! {
     DELIVERY_ATTEMPT = "outrigger-delivery-attempt";
     /// When the message was enqueued.
     ENQUEUED_AT = "outrigger-enqueued-at";
+    /// Between sidecars: the signed word of whoever enqueued the message.
+    CALLER_STATEMENT = "outrigger-caller-statement";
     /// From a caller: deliver no sooner.
     DELAY = "outrigger-delay";
     /// From a caller: deliver no later.

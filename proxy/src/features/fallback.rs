@@ -10,6 +10,7 @@ use std::sync::Arc;
 use http::{HeaderValue, Response};
 use outrigger_core::error_code::ErrorCode;
 
+use crate::authorize;
 use crate::call::{Call, Payload};
 use crate::error::ProxyError;
 use crate::features::cache;
@@ -134,6 +135,10 @@ async fn enqueue(
         *payload = Some(body);
         return Ok(None);
     };
+    if let Err(refused) = authorize::message(call, service, route) {
+        *payload = Some(body);
+        return Err(refused);
+    }
     match accept::enqueue(call, service, route, plan, body).await? {
         accept::Accepted::Answer(response) => Ok(Some(response)),
         accept::Accepted::Synchronous { payload: back, .. } => {

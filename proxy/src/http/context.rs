@@ -29,6 +29,20 @@ pub struct Caller {
     pub forwarded: HeaderValue,
 }
 
+impl Caller {
+    /// What the application is told of who calls: the peer, and before it whoever enqueued the
+    /// message that it brings.
+    pub fn forwarded(&self, original: Option<&SpiffeId>) -> HeaderValue {
+        let told = original.map(|original| {
+            let peer = self.forwarded.to_str().unwrap_or_default();
+            HeaderValue::from_str(&format!("URI={original},{peer}"))
+        });
+        // Neither part has a character that no field may have.
+        told.and_then(Result::ok)
+            .unwrap_or_else(|| self.forwarded.clone())
+    }
+}
+
 impl Connection {
     /// A connection accepted just now.
     pub fn new(peer: SocketAddr, direction: Direction, original: Option<SocketAddr>) -> Self {

@@ -7,6 +7,7 @@
 
 pub mod files;
 pub mod peers;
+pub mod statement;
 pub mod svid;
 pub mod verify;
 pub mod workload_api;

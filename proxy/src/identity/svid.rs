@@ -91,7 +91,9 @@ pub struct Svid {
     /// How connections are accepted.
     pub server: Arc<ServerConfig>,
     anchors: Arc<Vec<TrustAnchor<'static>>>,
+    certified: CertifiedKey,
     resolver: Arc<SingleCertAndKey>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl fmt::Debug for Svid {
@@ -137,7 +139,7 @@ impl Svid {
         certified
             .keys_match()
             .map_err(|_| Unusable("the key is not the certificate's".to_owned()))?;
-        let resolver = Arc::new(SingleCertAndKey::from(certified));
+        let resolver = Arc::new(SingleCertAndKey::from(certified.clone()));
         let verifier = Arc::new(ClientVerifier {
             trust_domain: id.trust_domain().to_owned(),
             anchors: Arc::clone(&anchors),
@@ -161,8 +163,45 @@ impl Svid {
             bundle_not_after,
             server: Arc::new(server),
             anchors,
+            certified,
             resolver,
+            algorithms: provider.signature_verification_algorithms,
         })
+    }
+
+    /// The certificate, then the intermediates.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.certified.cert
+    }
+
+    /// Signatures that peers can check.
+    pub fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        &self.algorithms
+    }
+
+    /// Signs with the key of the certificate. None when none of its schemes is a peer's too.
+    pub fn sign(&self, message: &[u8]) -> Option<(SignatureScheme, Vec<u8>)> {
+        let offered = self.algorithms.supported_schemes();
+        let signer = self.certified.key.choose_scheme(&offered)?;
+        let signature = signer.sign(message).ok()?;
+        Some((signer.scheme(), signature))
+    }
+
+    /// Who a workload of our trust domain is, or was at another time.
+    ///
+    /// # Errors
+    /// Why its certificate does not say so.
+    pub fn vouches(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        at: UnixTime,
+    ) -> Result<SpiffeId, Refused> {
+        let id = verify::verify(leaf, intermediates, &self.anchors, at, End::Client)?;
+        match id.trust_domain() == self.id.trust_domain() {
+            true => Ok(id),
+            false => Err(Refused::TrustDomain(id)),
+        }
     }
 
     /// How one of `peers` is connected to, for the protocols `alpn`.

@@ -30,7 +30,7 @@ use crate::queueing::reading::{Read, read};
 use crate::queueing::receipt::{grpc_receipt, receipt};
 pub use crate::queueing::skip::{Skipped, note};
 use crate::queueing::status::COME_BACK;
-use crate::queueing::{LOCAL, fan_out, idempotency_scope, status, store};
+use crate::queueing::{LOCAL, fan_out, idempotency_scope, original, status, store};
 use crate::snapshot::{Async, Route, Secrets, Service, When};
 
 /// The longest `Prefer: wait` that is honoured; beyond it proxies in between give up anyway.
@@ -243,13 +243,17 @@ async fn convert(
         Some(key) => key.read(&call.parts.headers, &body).await?,
         None => None,
     };
-    let message = Message {
+    let mut message = Message {
         ordering_key,
         block_on_dead: policy.block_on_dead,
         ..message(call, service, route, policy, &plan, body, trailers.as_ref())
     };
     let queue = message.queue.clone();
-    let copies = fan_out::copies(&message, &policy.subscribers);
+    let mut copies = fan_out::copies(&message, &policy.subscribers);
+    original::sign(
+        &call.worker,
+        std::iter::once(&mut message).chain(&mut copies),
+    );
     let stored = 1 + copies.len() as u64;
     let id = store_message(call, route, &*backend, message, copies, limits).await?;
     let metrics = &call.worker.shared.metrics;

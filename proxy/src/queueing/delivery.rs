@@ -28,7 +28,7 @@ use crate::forward;
 use crate::http::body::{BodyError, Collected};
 use crate::queueing::target::{self, Effect, Gate};
 use crate::queueing::unary::{Framing, framing};
-use crate::queueing::{convert, fan_out};
+use crate::queueing::{convert, fan_out, original};
 use crate::snapshot::{Async, Route, Service};
 use crate::worker::Worker;
 
@@ -67,6 +67,7 @@ pub async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> Delivered {
         return dead_unsent(Reason::Refused, dead_retain_ms(worker, message));
     };
     let mut call = Call::from_message(worker, head, TIMEOUT);
+    call.statement = original::shown(message);
     let found = find(&mut call, &message.target);
     let snapshot = Arc::clone(&call.snapshot);
     let route = found.as_ref().ok().map(|(_, route)| &**route);
@@ -80,8 +81,10 @@ pub async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> Delivered {
         at: now,
         begun: clock::now(),
     };
+    let original = original::caller(message);
+    let original = original.as_ref();
     let judged = match &found {
-        Ok((service, route)) => match authorize::message(&call, service, route) {
+        Ok((service, route)) => match authorize::delivery(&call, service, route, original) {
             Ok(()) => attempt.run(&mut call, service, route, policy, lease).await,
             // It was allowed when it was accepted.
             Err(error) => {

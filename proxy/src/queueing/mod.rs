@@ -20,6 +20,7 @@ pub mod inspect;
 mod letters;
 mod lookup;
 pub mod ordering;
+mod original;
 pub mod reading;
 mod receipt;
 mod replay;
@@ -31,7 +32,7 @@ pub mod target;
 pub mod text;
 pub mod unary;
 
-/// The caller that this sidecar speaks for: its own application. Peers get names with identity.
+/// The caller that this sidecar speaks for while it has no identity: its own application.
 pub const LOCAL: &str = "local";
 
 /// The scope in which an idempotency key of the local application is unique.

@@ -12,14 +12,15 @@ use http::Response;
 use outrigger_core::redelivery::{self, Outcome, Reason};
 use outrigger_queue::{Health, Message, Settle};
 
+use crate::authorize;
 use crate::call::{Call, Payload};
 use crate::clock;
 use crate::error::ProxyError;
 use crate::forward;
 use crate::http::body::ResponseBody;
 use crate::queueing::accept::{self, EnqueuePlan};
-use crate::queueing::fan_out;
 use crate::queueing::reading::{Read, read};
+use crate::queueing::{fan_out, original};
 use crate::snapshot::{Async, Route, Service};
 use crate::telemetry::metrics::Metrics;
 use crate::worker::Worker;
@@ -47,6 +48,8 @@ pub async fn serve(
         Read::Back(payload, _) => return forward::exchange(call, service, route, payload).await,
     };
     let trailers = trailers.as_ref();
+    // Before the call goes on, which takes its headers.
+    let forbidden = forbidden(call, service, route, policy);
     let message = accept::message(call, service, route, policy, &plan, body.clone(), trailers);
     let answered = forward::exchange(call, service, route, Payload::Stored(body)).await;
     let outcome = match &answered {
@@ -55,25 +58,39 @@ pub async fn serve(
     };
     let worker = Rc::clone(&call.worker);
     let limits = accept::limits(call, policy);
-    let copies = shadows(message, policy, outcome);
+    let mut copies = shadows(message, policy, outcome);
+    original::sign(&worker, &mut copies);
     tokio::task::spawn_local(async move {
         for copy in copies {
             let route = copy.route.clone();
-            let stored = match &limits {
-                Ok(limits) => store(&worker, copy, *limits).await,
-                Err(_) => false,
+            let ended = match &limits {
+                _ if forbidden.contains(&copy.target) => Some("unauthorized"),
+                Ok(limits) if store(&worker, copy, *limits).await => None,
+                Ok(_) | Err(_) => Some("not_queued"),
             };
-            if !stored {
-                count(
-                    &worker.shared.metrics,
-                    &route,
-                    outcome.as_str(),
-                    "not_queued",
-                );
+            if let Some(ended) = ended {
+                let metrics = &worker.shared.metrics;
+                count(metrics, &route, outcome.as_str(), ended);
             }
         }
     });
     answered
+}
+
+/// The targets whose policies refuse the copy.
+fn forbidden(call: &Call, service: &Service, route: &Route, policy: &Async) -> Vec<String> {
+    if policy.subscribers.is_empty() {
+        let refused = authorize::message(call, service, route).is_err();
+        return refused
+            .then(|| service.name.to_string())
+            .into_iter()
+            .collect();
+    }
+    let refused = policy
+        .subscribers
+        .iter()
+        .filter(|name| authorize::copy(call, name).is_err());
+    refused.map(ToString::to_string).collect()
 }
 
 /// The copies: for the subscribers, or for the service that was called where there are none.

@@ -5,6 +5,7 @@
 mod authorization;
 mod envoy;
 mod mesh;
+mod messages;
 mod modes;
 mod refused;
 mod workload_api;

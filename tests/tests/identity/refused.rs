@@ -80,12 +80,24 @@ fn bad(root: &Authority, id: &str) -> Vec<(&'static str, Leaf)> {
 
 /// Says a request over TLS; what comes back, or how it failed.
 async fn say(config: Arc<ClientConfig>, to: SocketAddr) -> Result<String, String> {
+    say_with(config, to, "").await
+}
+
+/// The same with further lines of its head.
+pub(crate) async fn say_with(
+    config: Arc<ClientConfig>,
+    to: SocketAddr,
+    lines: &str,
+) -> Result<String, String> {
     let talking = async {
         let stream = TcpStream::connect(to).await?;
         let name = ServerName::try_from("orders").unwrap();
         let mut stream = TlsConnector::from(config).connect(name, stream).await?;
         stream
-            .write_all(b"GET / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n")
+            .write_all(
+                format!("GET / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n{lines}\r\n")
+                    .as_bytes(),
+            )
             .await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
