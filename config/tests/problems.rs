@@ -798,3 +798,37 @@ fn bootstrap_problems() {
         ["1 @'0.0.0.0 listen.discovery: plaintext only on loopback; set tls"]
     );
 }
+
+#[test]
+fn tokens_are_read_from_one_place_and_asked_for_where_they_are_read() {
+    let service = |jwt: &str| {
+        format!(
+            "{{apiVersion: outrigger.dev/v1alpha1, kind: MeshService, metadata: {{name: a}}, \
+             spec: {{jwt: [{jwt}]}}}}"
+        )
+    };
+    check(
+        "E105",
+        &service("{issuer: i, audiences: [a], jwks: {file: k, url: 'http://k'}}"),
+        &["1 @jwks spec.jwt[0].jwks: exactly one of file, url must be set"],
+    );
+    check(
+        "E202",
+        &service(
+            "{issuer: i, audiences: [a], jwks: {file: k}}, {issuer: i, audiences: [b], jwks: {file: k}}",
+        ),
+        &["1 @i spec.jwt[1].issuer: \"i\" is listed already"],
+    );
+    check(
+        "E308",
+        &service("{issuer: i, audiences: [a], jwks: {url: 'http://k', refresh: 0s}}"),
+        &["1 @0s spec.jwt[0].jwks.refresh: must be at least 1s"],
+    );
+    check(
+        "W311",
+        "{apiVersion: outrigger.dev/v1alpha1, kind: MeshService, metadata: {name: a}, spec: {}}\n---\n\
+         {apiVersion: outrigger.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {name: p}, \
+         spec: {services: [a], action: Allow, rules: [{from: [{tokens: [{issuers: [i]}]}]}]}}",
+        &["3 @tokens spec.rules[0].from[0].tokens: default/a has no jwt: it reads no tokens"],
+    );
+}

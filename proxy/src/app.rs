@@ -65,6 +65,8 @@ pub struct Shared {
     pub config: ConfigStatus,
     /// Who this sidecar is.
     pub identity: Identity,
+    /// The keys of the issuers of tokens.
+    pub keys: identity::jwt::source::Registry,
     /// Tells the active health checks what has changed.
     pub checks: health::Changes,
     /// The store behind async calls.
@@ -348,6 +350,7 @@ fn share(bootstrap: ProxyBootstrap, addresses: &Addresses) -> Result<Shared, Sta
         listeners: Own::new(listeners.copied()),
         config: ConfigStatus::default(),
         identity: Identity::new(bootstrap.identity.is_some()),
+        keys: identity::jwt::source::Registry::default(),
         checks: health::Changes::default(),
         queues: queueing::store::Queues::new(bootstrap.state_dir().to_owned()),
         bootstrap,
@@ -438,6 +441,7 @@ async fn control(shared: Arc<Shared>, admin: Vec<Bound>, probes: Vec<Bound>) {
         }
     }
     tokio::task::spawn_local(identity::run(Arc::clone(&shared)));
+    tokio::task::spawn_local(identity::jwt::source::run(Arc::clone(&shared)));
     tokio::task::spawn_local(health::run(Arc::clone(&shared)));
     tokio::task::spawn_local(source::run(Arc::clone(&shared)));
     let watching = Arc::clone(&shared);

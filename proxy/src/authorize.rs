@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 
 use http::HeaderValue;
 use outrigger_config::model::MtlsMode;
-use outrigger_core::authz::{self, Policies, Refused, Verdict};
+use outrigger_core::authz::{self, Policies, Refused, Token, Verdict};
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers;
 use outrigger_core::route::RequestView;
@@ -22,15 +22,16 @@ use crate::call::Call;
 use crate::clock;
 use crate::error::ProxyError;
 use crate::http::context::Connection;
-use crate::identity::statement;
-use crate::snapshot::{Route, Service, When};
+use crate::identity::{jwt, statement};
+use crate::snapshot::{Async, Route, Secrets, Service, When};
 use crate::telemetry::metrics::Metrics;
 use crate::worker::Worker;
 
 /// Whether a call from elsewhere may reach the local application.
 ///
 /// # Errors
-/// `unauthorized`, naming the policy, or the mode that takes no plaintext.
+/// `unauthorized`, naming the policy, or the mode that takes no plaintext; `unauthenticated` for a
+/// token that is not good.
 pub fn inbound(call: &mut Call, app: &Service) -> Result<(), ProxyError> {
     original_caller(call)?;
     let shared = &call.worker.shared;
@@ -45,6 +46,10 @@ pub fn inbound(call: &mut Call, app: &Service) -> Result<(), ProxyError> {
             return Err(ProxyError::local(ErrorCode::Unauthorized, detail));
         }
     }
+    let claims = match &app.tokens {
+        Some(issuers) => issuers.read(&call.parts.headers, clock::unix_now())?,
+        None => None,
+    };
     let Some(policies) = &app.authorization else {
         return Ok(());
     };
@@ -53,6 +58,7 @@ pub fn inbound(call: &mut Call, app: &Service) -> Result<(), ProxyError> {
     let asked = authz::Call {
         caller,
         address: Some(call.peer.ip()),
+        token: claims.as_deref().map_or(Token::None, Token::Good),
         request: Some(view),
     };
     let metrics = &call.worker.shared.metrics;
@@ -79,6 +85,7 @@ pub fn opaque(worker: &Worker, connection: &Connection, app: &Service) -> Result
     let asked = authz::Call {
         caller,
         address: Some(connection.peer.ip()),
+        token: Token::None,
         request: None,
     };
     let peer = Some(connection.peer);
@@ -92,21 +99,33 @@ pub fn opaque(worker: &Worker, connection: &Connection, app: &Service) -> Result
 /// # Errors
 /// `unauthorized`, naming the policy.
 pub fn message(call: &Call, service: &Service, route: &Route) -> Result<(), ProxyError> {
-    delivery(call, service, route, None)?;
     let policy = route.asynchronous.as_ref();
+    let kept = policy.is_none_or(|policy| policy.secrets == Secrets::Keep);
+    let token = token_of(call, kept);
+    any_target(call, service, route, None, token)?;
     // What a shadow's subscribers refuse is missing there, and nowhere else.
     let policy = policy.filter(|policy| policy.when != When::Shadow);
     let subscribers = policy.map_or(&[][..], |policy| &policy.subscribers);
-    subscribers.iter().try_for_each(|name| copy(call, name))
+    subscribers
+        .iter()
+        .try_for_each(|name| one_copy(call, name, token))
 }
 
 /// Whether a call of the local application may become a message for a subscriber.
 ///
 /// # Errors
 /// `unauthorized`, naming the policy.
-pub fn copy(call: &Call, subscriber: &str) -> Result<(), ProxyError> {
+pub fn copy(call: &Call, policy: &Async, subscriber: &str) -> Result<(), ProxyError> {
+    one_copy(
+        call,
+        subscriber,
+        token_of(call, policy.secrets == Secrets::Keep),
+    )
+}
+
+fn one_copy(call: &Call, subscriber: &str, token: Token<'_>) -> Result<(), ProxyError> {
     match call.snapshot.service(subscriber) {
-        Some(service) => one_message(call, service, None),
+        Some(service) => one_message(call, service, None, token),
         // Found out when it is delivered: it may be in the config by then.
         None => Ok(()),
     }
@@ -124,6 +143,24 @@ pub fn delivery(
     route: &Route,
     original: Option<&SpiffeId>,
 ) -> Result<(), ProxyError> {
+    any_target(call, service, route, original, token_of(call, true))
+}
+
+/// The token that a message has; only the callee reads it. None where it is not `kept`.
+fn token_of(call: &Call, kept: bool) -> Token<'static> {
+    match kept && jwt::has_bearer(&call.parts.headers) {
+        true => Token::Unread,
+        false => Token::None,
+    }
+}
+
+fn any_target(
+    call: &Call,
+    service: &Service,
+    route: &Route,
+    original: Option<&SpiffeId>,
+    token: Token<'_>,
+) -> Result<(), ProxyError> {
     let mut refused = None;
     let backends = route.backends.iter().filter(|backend| backend.weight > 0);
     let mut targets = backends
@@ -131,10 +168,10 @@ pub fn delivery(
         .map(|service| &**service)
         .peekable();
     if targets.peek().is_none() {
-        return one_message(call, service, original);
+        return one_message(call, service, original, token);
     }
     for target in targets {
-        match one_message(call, target, original) {
+        match one_message(call, target, original, token) {
             Ok(()) => return Ok(()),
             Err(error) => refused = Some(error),
         }
@@ -146,6 +183,7 @@ fn one_message(
     call: &Call,
     service: &Service,
     original: Option<&SpiffeId>,
+    token: Token<'_>,
 ) -> Result<(), ProxyError> {
     let Some(policies) = &service.authorization else {
         return Ok(());
@@ -159,6 +197,7 @@ fn one_message(
         let asked = authz::Call {
             caller,
             address: None,
+            token,
             request: Some(call.view()),
         };
         match policies.decide(&asked).refused {

@@ -349,6 +349,35 @@ pub struct CallerMatch {
     #[serde(default)]
     #[schemars(extend("items" = {"type": "string", "format": "cidr"}))]
     pub ip_blocks: Vec<String>,
+    /// What the service's `jwt` found in the caller's token.
+    #[serde(default)]
+    pub tokens: Vec<TokenMatch>,
+}
+
+/// A condition on a token; any value of each member that is set, and all claims.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TokenMatch {
+    /// Issuers; a trailing `*` matches any rest.
+    #[serde(default)]
+    pub issuers: Vec<String>,
+    /// Subjects; a trailing `*` matches any rest.
+    #[serde(default)]
+    pub subjects: Vec<String>,
+    /// All of these claims.
+    #[serde(default)]
+    pub claims: Vec<ClaimMatch>,
+}
+
+/// A condition on one claim.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClaimMatch {
+    /// Its name; with a dot for one within another, as in `realm_access.roles`.
+    pub name: String,
+    /// Any of these, of a list any value; a trailing `*` matches any rest. None is any value.
+    #[serde(default)]
+    pub values: Vec<String>,
 }
 
 /// A condition on the call; any value of each member that is set, and all headers.

@@ -30,6 +30,10 @@ pub struct MeshService {
     pub identity: Option<IdentitySpec>,
     /// Mutual TLS with callers, where it differs from the mesh's.
     pub mtls: Option<MtlsSpec>,
+    /// Tokens (JWT) that callers may bring beside their identity, for policies to ask for. One that
+    /// is none of these is refused.
+    #[serde(default)]
+    pub jwt: Vec<JwtSpec>,
     /// Where the endpoints come from.
     pub discovery: Option<DiscoverySpec>,
     /// Active checks of the endpoints.
@@ -127,6 +131,37 @@ pub struct IdentitySpec {
     #[serde(default)]
     #[schemars(extend("items" = {"type": "string", "format": "spiffe-id"}))]
     pub spiffe_ids: Vec<String>,
+}
+
+/// Tokens of one issuer, as `Authorization: Bearer`. RS256, ES256 and EdDSA; the key says which.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JwtSpec {
+    /// `iss`, to the letter.
+    #[schemars(length(min = 1))]
+    pub issuer: String,
+    /// One of these must be in `aud`.
+    #[schemars(length(min = 1))]
+    pub audiences: Vec<String>,
+    /// The issuer's public keys.
+    pub jwks: JwksSpec,
+    /// How far the clocks may be apart. Default 1m.
+    pub clock_skew: Option<Dur>,
+}
+
+/// A JWK set (RFC 7517): exactly one of `file` and `url`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JwksSpec {
+    /// A file at the sidecar, read again when it changes.
+    pub file: Option<String>,
+    /// Where it is fetched from; https is TLS 1.3.
+    #[schemars(extend("format" = "http-url"))]
+    pub url: Option<String>,
+    /// A file at the sidecar with the authorities to believe. Default: the system's.
+    pub bundle: Option<String>,
+    /// How often it is fetched. Default 5m, at least 1s.
+    pub refresh: Option<Dur>,
 }
 
 /// Where endpoints come from: exactly one member.

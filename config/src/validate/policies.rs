@@ -109,6 +109,7 @@ impl Checks<'_> {
                         self.trust_domain(at, &format!("{base}.principals[{k}]"), principal);
                     }
                     self.plaintext_callers(at, &base, policy, caller);
+                    self.tokens(at, &base, policy, caller);
                 }
                 for (m, call) in rule.to.iter().enumerate() {
                     for (k, path) in call.paths.iter().enumerate() {
@@ -166,5 +167,26 @@ impl Checks<'_> {
             "{service} takes plaintext, and a caller in plaintext {what} by who it is: mtls.mode Strict refuses it"
         );
         self.warn(at, "W309", &format!("{path}.{key}"), message);
+    }
+
+    /// A service that reads no tokens finds none.
+    fn tokens(
+        &mut self,
+        at: Subject<'_>,
+        path: &str,
+        policy: &AuthorizationPolicy,
+        caller: &CallerMatch,
+    ) {
+        if caller.tokens.is_empty() {
+            return;
+        }
+        let reads = |service: &&Reference| {
+            let spec = self.config.services.get(&service.target());
+            spec.is_none_or(|spec| !spec.jwt.is_empty())
+        };
+        if let Some(service) = policy.services.iter().find(|service| !reads(service)) {
+            let message = format!("{} has no jwt: it reads no tokens", service.target());
+            self.warn(at, "W311", &format!("{path}.tokens"), message);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Checks of the Mesh, of services and of queues.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::{Checks, Subject};
@@ -52,6 +52,7 @@ impl<'a> Checks<'a> {
             self.discovery(at, service);
             self.health(at, "spec", service.health.as_ref());
             self.identities(at, service);
+            self.jwt(at, service);
         }
         self.hostnames();
         self.addresses();
@@ -241,6 +242,26 @@ impl<'a> Checks<'a> {
             .enumerate();
         for (n, id) in ids {
             self.trust_domain(at, &format!("spec.identity.spiffeIds[{n}]"), id);
+        }
+    }
+
+    fn jwt(&mut self, at: Subject<'_>, service: &MeshService) {
+        let mut issuers = BTreeSet::new();
+        for (n, jwt) in service.jwt.iter().enumerate() {
+            let base = format!("spec.jwt[{n}]");
+            if !issuers.insert(&jwt.issuer) {
+                let message = format!("\"{}\" is listed already", jwt.issuer);
+                self.error(at, "E202", &format!("{base}.issuer"), message);
+            }
+            let jwks = &jwt.jwks;
+            if jwks.file.is_some() == jwks.url.is_some() {
+                let message = "exactly one of file, url must be set";
+                self.error(at, "E105", &format!("{base}.jwks"), message);
+            }
+            if jwks.refresh.is_some_and(|refresh| refresh.0 < secs(1)) {
+                let path = format!("{base}.jwks.refresh");
+                self.error(at, "E308", &path, "must be at least 1s");
+            }
         }
     }
 

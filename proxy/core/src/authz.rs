@@ -5,6 +5,7 @@
 //! is was proved before; a caller without proof has no name, and conditions on names never hold
 //! for it. On the request's and the message's life.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use http::Method;
@@ -19,8 +20,33 @@ pub struct Call<'a> {
     pub caller: Option<&'a SpiffeId>,
     /// From where; none when only the callee can know.
     pub address: Option<IpAddr>,
+    /// The token that it brings.
+    pub token: Token<'a>,
     /// What is asked for; none for opaque bytes.
     pub request: Option<RequestView<'a>>,
+}
+
+/// What is known of the token (JWT) of a call.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Token<'a> {
+    /// It has none.
+    #[default]
+    None,
+    /// It has one that only the callee can read.
+    Unread,
+    /// It has a good one.
+    Good(&'a Claims),
+}
+
+/// What a good token says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// `iss`.
+    pub issuer: String,
+    /// `sub`; empty without one.
+    pub subject: String,
+    /// All claims as texts, lists with each of their values.
+    pub values: BTreeMap<String, Vec<String>>,
 }
 
 /// The policies of one service.
@@ -77,6 +103,32 @@ pub struct CallerMatch {
     pub principals: Vec<Text>,
     /// Addresses.
     pub blocks: Vec<Block>,
+    /// Tokens.
+    pub tokens: Vec<TokenMatch>,
+}
+
+/// A condition on a token: any value of each member that is not empty, and all claims.
+#[derive(Clone, Debug, Default)]
+pub struct TokenMatch {
+    /// Issuers.
+    pub issuers: Vec<Text>,
+    /// Subjects.
+    pub subjects: Vec<Text>,
+    /// Claims, each with any of these values.
+    pub claims: Vec<(String, Vec<Text>)>,
+}
+
+impl TokenMatch {
+    fn meets(&self, claims: &Claims) -> bool {
+        any(&self.issuers, |issuer| issuer.matches(&claims.issuer))
+            && any(&self.subjects, |subject| subject.matches(&claims.subject))
+            && self.claims.iter().all(|(name, wanted)| {
+                let values = claims.values.get(name).map_or(&[][..], Vec::as_slice);
+                values
+                    .iter()
+                    .any(|value| any(wanted, |wanted| wanted.matches(value)))
+            })
+    }
 }
 
 /// A condition on the call: any value of each member that is not empty, and all headers.
@@ -192,7 +244,8 @@ impl Policies {
     /// What they say of `call`.
     ///
     /// Opaque bytes have no method, path or header: a Deny policy that asks for one meets them, an
-    /// Allow policy does not. An address that only the callee can know is no reason to refuse.
+    /// Allow policy does not. An address or a token that only the callee can know is no reason to
+    /// refuse.
     pub fn decide(&self, call: &Call<'_>) -> Verdict<'_> {
         let mut audited: Vec<&str> = self
             .audit
@@ -220,10 +273,9 @@ impl Policies {
 }
 
 impl Policy {
-    fn meets(&self, call: &Call<'_>, opaque: Doubt, address: Doubt) -> bool {
+    fn meets(&self, call: &Call<'_>, opaque: Doubt, afar: Doubt) -> bool {
         self.rules.iter().any(|rule| {
-            let from =
-                rule.from.is_empty() || rule.from.iter().any(|from| from.meets(call, address));
+            let from = rule.from.is_empty() || rule.from.iter().any(|from| from.meets(call, afar));
             let to = rule.to.is_empty() || rule.to.iter().any(|to| to.meets(call, opaque));
             from && to
         })
@@ -236,7 +288,7 @@ fn any<T>(listed: &[T], holds: impl Fn(&T) -> bool) -> bool {
 }
 
 impl CallerMatch {
-    fn meets(&self, call: &Call<'_>, address: Doubt) -> bool {
+    fn meets(&self, call: &Call<'_>, afar: Doubt) -> bool {
         let account = call.caller.and_then(SpiffeId::account);
         any(&self.accounts, |(namespace, name)| {
             account.is_some_and(|(ns, sa)| namespace.matches(ns) && name.matches(sa))
@@ -247,7 +299,11 @@ impl CallerMatch {
                 .is_some_and(|caller| principal.matches(caller.as_str()))
         }) && any(&self.blocks, |block| match call.address {
             Some(address) => block.contains(address),
-            None => address == Doubt::Holds,
+            None => afar == Doubt::Holds,
+        }) && any(&self.tokens, |token| match call.token {
+            Token::None => false,
+            Token::Unread => afar == Doubt::Holds,
+            Token::Good(claims) => token.meets(claims),
         })
     }
 }
@@ -316,6 +372,7 @@ mod tests {
         let call = Call {
             caller: caller.as_ref(),
             address: Some("10.1.2.3".parse().unwrap()),
+            token: Token::None,
             request: Some(RequestView {
                 method: &Method::GET,
                 host: "orders",
@@ -360,6 +417,7 @@ mod tests {
         let call = Call {
             caller: None,
             address: None,
+            token: Token::None,
             request: None,
         };
         assert_eq!(policies.decide(&call).audited, [""]);
@@ -406,6 +464,7 @@ mod tests {
         let opaque = Call {
             caller: None,
             address: None,
+            token: Token::None,
             request: None,
         };
         let refuses = |policies: &Policies| policies.decide(&opaque).refused.is_some();
@@ -451,6 +510,64 @@ mod tests {
         check("192.0.2.1", "192.0.2.2", false);
         for bad in ["10.0.0.0/33", "10.0.0/8", "::/129", "a", ""] {
             assert_eq!(Block::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_asked_for_its_issuer_subject_and_every_claim() {
+        let text = |text: &str| Text::new(text);
+        let rule = from(CallerMatch {
+            tokens: vec![TokenMatch {
+                issuers: vec![text("https://issuer")],
+                subjects: vec![text("user-*")],
+                claims: vec![
+                    ("scope".to_owned(), vec![text("read"), text("write")]),
+                    ("team".to_owned(), Vec::new()),
+                ],
+            }],
+            ..CallerMatch::default()
+        });
+        let allow = Policies {
+            allow: vec![policy("a/b", rule.clone())],
+            ..Policies::default()
+        };
+        let deny = Policies {
+            deny: vec![policy("a/b", rule)],
+            ..Policies::default()
+        };
+        let judged = |token: Token<'_>| {
+            let call = Call {
+                caller: None,
+                address: None,
+                token,
+                request: None,
+            };
+            let passes = |policies: &Policies| policies.decide(&call).refused.is_none();
+            (passes(&allow), passes(&deny))
+        };
+        assert_eq!(judged(Token::None), (false, true));
+        // Only the callee knows, and it is asked.
+        assert_eq!(judged(Token::Unread), (true, true));
+        let claims = |issuer: &str, subject: &str, values: &[(&str, &str)]| Claims {
+            issuer: issuer.to_owned(),
+            subject: subject.to_owned(),
+            values: values
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), vec![(*value).to_owned()]))
+                .collect(),
+        };
+        let both: &[_] = &[("scope", "write"), ("team", "any")];
+        for (found, met) in [
+            (claims("https://issuer", "user-1", both), true),
+            (claims("https://other", "user-1", both), false),
+            (claims("https://issuer", "admin", both), false),
+            (claims("https://issuer", "user-1", &both[..1]), false),
+            (
+                claims("https://issuer", "user-1", &[("scope", "x"), ("team", "t")]),
+                false,
+            ),
+        ] {
+            assert_eq!(judged(Token::Good(&found)), (met, !met), "{found:?}");
         }
     }
 }

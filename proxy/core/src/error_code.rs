@@ -86,6 +86,8 @@ codes! {
     BadRequest => "bad_request", BAD_REQUEST, InvalidArgument, "The request is not valid";
     /// The request cannot become a message.
     NotQueueable => "not_queueable", BAD_REQUEST, InvalidArgument, "The request cannot be queued";
+    /// The caller's token is not good.
+    Unauthenticated => "unauthenticated", UNAUTHORIZED, Unauthenticated, "The caller's token is not good";
     /// No policy allows the caller.
     Unauthorized => "unauthorized", FORBIDDEN, PermissionDenied, "The caller is not allowed";
     /// The body does not keep the contract.
@@ -175,6 +177,7 @@ mod tests {
         check(&["request_too_large"], 413, 8);
         check(&["headers_too_large"], 431, 8);
         check(&["bad_request", "not_queueable"], 400, 3);
+        check(&["unauthenticated"], 401, 16);
         check(&["unauthorized", "callback_refused"], 403, 7);
         check(
             &[
@@ -190,6 +193,6 @@ mod tests {
         check(&["result_gone"], 410, 5);
         check(&["not_cancellable"], 409, 9);
         assert_eq!("no_such".parse::<ErrorCode>(), Err(NotOurs));
-        assert_eq!(ErrorCode::ALL.len(), 30);
+        assert_eq!(ErrorCode::ALL.len(), 31);
     }
 }

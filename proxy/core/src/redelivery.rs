@@ -261,7 +261,7 @@ fn judge_ours(code: ErrorCode, probe: bool) -> Verdict {
                 Verdict::Retry
             }
         }
-        ErrorCode::Unauthorized => Verdict::Dead(Reason::Unauthorized),
+        ErrorCode::Unauthorized | ErrorCode::Unauthenticated => Verdict::Dead(Reason::Unauthorized),
         ErrorCode::RequestTooLarge
         | ErrorCode::HeadersTooLarge
         | ErrorCode::BadRequest

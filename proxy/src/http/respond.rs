@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers;
@@ -65,7 +65,21 @@ pub fn error(error: &ProxyError, about: About<'_>) -> Response<ResponseBody> {
     if let Some(after) = error.retry_after {
         fields.insert(RETRY_AFTER, seconds(after));
     }
+    if error.code == ErrorCode::Unauthenticated && error.status.is_none() {
+        fields.insert(WWW_AUTHENTICATE, challenge(&error.detail));
+    }
     response
+}
+
+/// What a token must be (RFC 6750 §3).
+fn challenge(detail: &str) -> HeaderValue {
+    let plain = |char: &char| char.is_ascii_graphic() || *char == ' ';
+    let quoted: String = detail
+        .chars()
+        .filter(|char| plain(char) && !matches!(char, '"' | '\\'))
+        .collect();
+    let text = format!("Bearer error=\"invalid_token\", error_description=\"{quoted}\"");
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("Bearer"))
 }
 
 fn problem(error: &ProxyError, about: About<'_>) -> Response<ResponseBody> {

@@ -89,7 +89,7 @@ fn forbidden(call: &Call, service: &Service, route: &Route, policy: &Async) -> V
     let refused = policy
         .subscribers
         .iter()
-        .filter(|name| authorize::copy(call, name).is_err());
+        .filter(|name| authorize::copy(call, policy, name).is_err());
     refused.map(ToString::to_string).collect()
 }
 

@@ -2,18 +2,28 @@
 //!
 //! Stands on the life of a config update.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Method;
 use outrigger_config::model::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, CallMatch, CallerMatch, GrpcMatch,
-    PathMatch, RouteMatch,
+    JwtSpec, MeshService, PathMatch, RouteMatch, TokenMatch,
 };
 use outrigger_config::{MeshConfig, NamespacedName};
 use outrigger_core::authz::{self, Block, Fallback, Policies, Policy, Text};
 use outrigger_core::route::Match;
 
+use crate::app::Shared;
+use crate::identity::jwt::source::Place;
+use crate::identity::jwt::{Issuer, Issuers};
 use crate::snapshot::compile::matches;
+
+/// `jwks.refresh`, as Istio has it by and large (20 minutes) and Envoy (5).
+const REFRESH: Duration = Duration::from_secs(300);
+/// `clockSkew`, Envoy's.
+const SKEW: Duration = Duration::from_secs(60);
 
 /// What protects `service`; none when everybody may call it. `None` asks for the mesh's default.
 pub(super) fn policies(
@@ -73,7 +83,42 @@ fn caller(policy: &NamespacedName, spec: &CallerMatch) -> authz::CallerMatch {
             .iter()
             .filter_map(|text| Block::parse(text))
             .collect(),
+        tokens: spec.tokens.iter().map(token).collect(),
     }
+}
+
+fn token(spec: &TokenMatch) -> authz::TokenMatch {
+    let texts = |listed: &[String]| listed.iter().map(|text| Text::new(text)).collect();
+    let claims = spec.claims.iter();
+    authz::TokenMatch {
+        issuers: texts(&spec.issuers),
+        subjects: texts(&spec.subjects),
+        claims: claims
+            .map(|claim| (claim.name.clone(), texts(&claim.values)))
+            .collect(),
+    }
+}
+
+/// Who issues good tokens for a service.
+pub(super) fn issuers(shared: &Shared, spec: &MeshService) -> Option<Arc<Issuers>> {
+    let issuer = |jwt: &JwtSpec| {
+        let jwks = &jwt.jwks;
+        let place = match (&jwks.url, &jwks.file) {
+            (Some(url), _) => Place::Url {
+                url: url.clone(),
+                bundle: jwks.bundle.as_ref().map(PathBuf::from),
+                refresh: jwks.refresh.map_or(REFRESH, |refresh| refresh.0),
+            },
+            (None, file) => Place::File(PathBuf::from(file.clone().unwrap_or_default())),
+        };
+        Issuer {
+            issuer: jwt.issuer.clone(),
+            audiences: jwt.audiences.clone(),
+            skew: jwt.clock_skew.map_or(SKEW, |skew| skew.0),
+            keys: shared.keys.get(place),
+        }
+    };
+    Issuers::new(spec.jwt.iter().map(issuer).collect())
 }
 
 fn call(spec: &CallMatch) -> authz::CallMatch {

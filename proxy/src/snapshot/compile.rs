@@ -31,6 +31,7 @@ use outrigger_core::{balance, breaker, budget, ejection, headers, redelivery, re
 use crate::app::Shared;
 use crate::bulkhead;
 use crate::destination::protocol;
+use crate::identity::jwt::Issuers;
 use crate::listener::Direction;
 use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
@@ -152,6 +153,7 @@ impl Compiler<'_> {
             },
             mtls: mutual::mtls(self.config, Some(spec)),
             authorization: authorization::policies(self.config, Some(name)),
+            tokens: None,
             ports,
             connection: connection(&policy),
             breaker: Some(breaker(&policy)),
@@ -262,6 +264,7 @@ impl Compiler<'_> {
             ports: spec.map_or_else(Ports::default, |spec| Ports::new(&spec.ports)),
             mtls: mutual::mtls(self.config, spec),
             authorization: authorization::policies(self.config, own.as_ref()),
+            tokens: spec.and_then(|spec| authorization::issuers(self.shared, spec)),
             policy: &policy,
         })
     }
@@ -315,6 +318,7 @@ impl Compiler<'_> {
             mtls: mutual::mtls(self.config, None),
             // Its own sidecars, if it has any, know who may call it.
             authorization: None,
+            tokens: None,
             policy: &policy,
         }))
     }
@@ -329,6 +333,7 @@ impl Compiler<'_> {
             ports,
             mtls,
             authorization,
+            tokens,
             policy,
         } = plain;
         let defaults = self.config.default_rule_policy();
@@ -376,6 +381,7 @@ impl Compiler<'_> {
             },
             mtls,
             authorization,
+            tokens,
             ports,
             connection: connection(policy),
             breaker: None,
@@ -438,6 +444,7 @@ struct Plain<'a> {
     ports: Ports,
     mtls: Mtls,
     authorization: Option<Arc<Policies>>,
+    tokens: Option<Arc<Issuers>>,
     policy: &'a ServicePolicy,
 }
 

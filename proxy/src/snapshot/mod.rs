@@ -30,6 +30,7 @@ use outrigger_core::{balance, breaker, budget, ejection, redelivery, retry};
 
 use crate::bulkhead;
 use crate::health::Checks;
+use crate::identity::jwt::Issuers;
 use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
@@ -138,6 +139,8 @@ pub struct Service {
     pub mtls: Mtls,
     /// Who may call it; none is everybody.
     pub authorization: Option<Arc<Policies>>,
+    /// Who issues good tokens for it; asked inbound only.
+    pub tokens: Option<Arc<Issuers>>,
     /// Its ports and what is declared of them.
     pub ports: Ports,
     /// Connections.

@@ -141,6 +141,11 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Inbound calls that an Audit policy met, by service and policy.",
     ),
     (
+        "outrigger_jwks_fetches_total",
+        Kind::Counter,
+        "Looks at the keys of issuers of tokens, by outcome: fetched, failed.",
+    ),
+    (
         "outrigger_tls_handshake_failures_total",
         Kind::Counter,
         "TLS handshakes between sidecars that failed, by reason.",

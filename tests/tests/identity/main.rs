@@ -8,6 +8,7 @@ mod mesh;
 mod messages;
 mod modes;
 mod refused;
+mod tokens;
 mod workload_api;
 
 use std::net::SocketAddr;
