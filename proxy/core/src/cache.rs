@@ -98,23 +98,21 @@ impl Kept {
             .filter(|left| !left.is_zero())
     }
 
-    /// Whether it may answer a request with these fields without asking the service (§5.2.1).
-    pub fn satisfies(&self, request: &HeaderMap, now: UnixMillis) -> bool {
-        let Some(left) = self.fresh_until_now(now) else {
+    /// Whether it may answer a request that asks so without asking the service.
+    pub fn satisfies(&self, asked: &Asked, now: UnixMillis) -> bool {
+        let age = self.age(now);
+        if asked.no_cache || asked.max_age.is_some_and(|most| age > most) {
             return false;
-        };
-        let asked = Directives::of(request);
-        // §5.4: counts only where nothing newer is said.
-        let pragma = asked.0.is_empty()
-            && request
-                .get(PRAGMA)
-                .is_some_and(|pragma| pragma.as_bytes().eq_ignore_ascii_case(b"no-cache"));
-        !pragma
-            && !asked.has("no-cache")
-            && asked
-                .seconds("max-age")
-                .is_none_or(|most| self.age(now) <= most)
-            && asked.seconds("min-fresh").is_none_or(|least| left >= least)
+        }
+        match self.fresh_until_now(now) {
+            Some(left) => asked.min_fresh.is_none_or(|least| left >= least),
+            // What must be validated once it is stale outweighs what a request would take (§4.2.4).
+            None => {
+                let stale_for = age.saturating_sub(self.fresh_for);
+                let taken = asked.max_stale.is_some_and(|most| stale_for <= most);
+                taken && asked.min_fresh.is_none() && !self.must_revalidate
+            }
+        }
     }
 
     /// Whether it may stand in for an error at `now`; `allowed` is what the config adds to what
@@ -131,6 +129,52 @@ impl Kept {
         self.vary
             .iter()
             .all(|(name, values)| request.get_all(name).iter().eq(values))
+    }
+}
+
+/// What a request says of the answers it takes (§5.2.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// The service must be asked; said by `Pragma` too, where nothing newer is said (§5.4).
+    pub no_cache: bool,
+    /// The answer must not be kept.
+    pub no_store: bool,
+    /// The service must not be asked.
+    pub only_if_cached: bool,
+    /// No older one.
+    pub max_age: Option<Duration>,
+    /// None that is fresh for less.
+    pub min_fresh: Option<Duration>,
+    /// One that has been stale for no longer, too.
+    pub max_stale: Option<Duration>,
+}
+
+impl Asked {
+    /// What `request` says.
+    pub fn of(request: &HeaderMap) -> Self {
+        if !request.contains_key(CACHE_CONTROL) {
+            let pragma = request.get(PRAGMA);
+            let no_cache = |pragma: &HeaderValue| {
+                let pragma = pragma.as_bytes().trim_ascii();
+                pragma.eq_ignore_ascii_case(b"no-cache")
+            };
+            return Self {
+                no_cache: pragma.is_some_and(no_cache),
+                ..Self::default()
+            };
+        }
+        let said = Directives::of(request);
+        Self {
+            no_cache: said.has("no-cache"),
+            no_store: said.has("no-store"),
+            only_if_cached: said.has("only-if-cached"),
+            max_age: said.seconds("max-age"),
+            min_fresh: said.longest("min-fresh"),
+            max_stale: match said.is_bare("max-stale") {
+                true => Some(Duration::MAX),
+                false => said.seconds("max-stale"),
+            },
+        }
     }
 }
 
@@ -268,6 +312,20 @@ impl Directives {
 
     fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(known, _)| known == name)
+    }
+
+    /// Whether it is there, and nowhere with a value.
+    fn is_bare(&self, name: &str) -> bool {
+        let mut named = self.0.iter().filter(|(known, _)| known == name).peekable();
+        named.peek().is_some() && named.all(|(_, value)| value.is_none())
+    }
+
+    /// The longest; one that is no number asks for more than anything has.
+    fn longest(&self, name: &str) -> Option<Duration> {
+        let named = self.0.iter().filter(|(known, _)| known == name);
+        named
+            .map(|(_, value)| value.as_deref().and_then(delta).unwrap_or(Duration::MAX))
+            .max()
     }
 
     /// The shortest; one that is no number has passed (§4.2.1).
@@ -418,8 +476,8 @@ mod tests {
     fn age_counts_what_it_was_when_it_came() {
         let kept = judge(&[], &[("cache-control", "max-age=60"), ("age", "20")]).unwrap();
         assert_eq!(kept.age(later(5)).as_secs(), 25);
-        assert!(kept.satisfies(&HeaderMap::new(), later(39)));
-        assert!(!kept.satisfies(&HeaderMap::new(), later(40)));
+        assert!(kept.satisfies(&Asked::default(), later(39)));
+        assert!(!kept.satisfies(&Asked::default(), later(40)));
         let dated = [
             ("cache-control", "max-age=60"),
             ("date", "Wed, 31 Dec 2025 23:59:30 GMT"),
@@ -430,16 +488,40 @@ mod tests {
     #[test]
     fn a_request_may_ask_for_more() {
         let kept = judge(&[], &[("cache-control", "max-age=60")]).unwrap();
-        let satisfied = |fields: &[(&str, &str)]| kept.satisfies(&map(fields), later(30));
+        let satisfied =
+            |fields: &[(&str, &str)]| kept.satisfies(&Asked::of(&map(fields)), later(30));
         assert!(satisfied(&[]) && satisfied(&[("cache-control", "max-age=30")]));
         assert!(!satisfied(&[("cache-control", "no-cache")]));
         assert!(!satisfied(&[("cache-control", "max-age=29")]));
+        assert!(satisfied(&[("cache-control", "min-fresh=30")]));
         assert!(!satisfied(&[("cache-control", "min-fresh=31")]));
+        assert!(!satisfied(&[("cache-control", "min-fresh=soon")]));
+        assert!(satisfied(&[("cache-control", "no-store, only-if-cached")]));
         assert!(!satisfied(&[("pragma", "no-cache")]));
         assert!(satisfied(&[
             ("pragma", "no-cache"),
             ("cache-control", "max-age=40")
         ]));
+    }
+
+    #[test]
+    fn a_request_may_take_what_is_stale() {
+        let taken = |said: &str, asked: &str, at| {
+            let kept = judge(&[], &[("cache-control", said)]).unwrap();
+            kept.satisfies(&Asked::of(&map(&[("cache-control", asked)])), later(at))
+        };
+        assert!(taken("max-age=10", "max-stale=5", 15));
+        assert!(!taken("max-age=10", "max-stale=5", 16));
+        assert!(taken("max-age=10", "max-stale", 100_000));
+        assert!(!taken("max-age=10", "max-stale=long", 11));
+        assert!(!taken("max-age=10", "max-stale=9, max-stale=5", 16));
+        assert!(!taken("max-age=10", "max-stale, max-age=12", 13));
+        assert!(!taken("max-age=10", "max-stale, min-fresh=1", 11));
+        assert!(!taken("max-age=10", "max-stale, no-cache", 5));
+        for strict in ["must-revalidate", "s-maxage=10", "no-cache"] {
+            let said = format!("max-age=10, {strict}");
+            assert!(!taken(&said, "max-stale", 11), "{strict}");
+        }
     }
 
     #[test]

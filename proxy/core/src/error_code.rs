@@ -106,6 +106,8 @@ codes! {
     ResultGone => "result_gone", GONE, NotFound, "The result is not kept any more";
     /// The message is being delivered or is done.
     NotCancellable => "not_cancellable", CONFLICT, FailedPrecondition, "The message cannot be cancelled any more";
+    /// The caller takes only what is kept, and nothing is.
+    NotCached => "not_cached", GATEWAY_TIMEOUT, Unavailable, "Nothing kept satisfies the request";
     /// A configured fault answered.
     FaultInjected => "fault_injected", SERVICE_UNAVAILABLE, Unavailable, "A configured fault answered";
 }
@@ -192,6 +194,7 @@ mod tests {
         check(&["message_unknown"], 404, 5);
         check(&["result_gone"], 410, 5);
         check(&["not_cancellable"], 409, 9);
+        check(&["not_cached"], 504, 14);
         assert_eq!("no_such".parse::<ErrorCode>(), Err(NotOurs));
         assert_eq!(ErrorCode::ALL.len(), 31);
     }

@@ -272,6 +272,7 @@ fn judge_ours(code: ErrorCode, probe: bool) -> Verdict {
         | ErrorCode::CallbackRefused
         | ErrorCode::MessageUnknown
         | ErrorCode::ResultGone
+        | ErrorCode::NotCached
         | ErrorCode::NotCancellable => Verdict::Dead(Reason::Refused),
     }
 }

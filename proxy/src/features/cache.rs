@@ -16,7 +16,8 @@ use bytes::{Bytes, BytesMut};
 use http::header::{AGE, IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
-use outrigger_core::cache::{self, Kept};
+use outrigger_core::cache::{self, Asked, Kept};
+use outrigger_core::error_code::ErrorCode;
 
 use self::store::{Bounds, Cache, Flight, Lead, Stored};
 use crate::call::{Call, Payload};
@@ -66,7 +67,12 @@ pub async fn serve(
 ) -> Result<Response<ResponseBody>, ProxyError> {
     let known = Arc::clone(&params.cache);
     let key = key(call);
-    let (found, lead) = match look_up(call, route, &known, &key).await {
+    let wanted = Asked::of(&call.parts.headers);
+    if wanted.only_if_cached {
+        payload.discard();
+        return only_if_cached(call, params, &wanted, &key);
+    }
+    let (found, lead) = match look_up(call, route, &known, &key, &wanted).await {
         Found::Fresh(stored) => {
             payload.discard();
             params.hit.increment(1);
@@ -110,12 +116,36 @@ pub async fn serve(
         let stored = confirm(&asked, &stored, response.headers());
         call.parts.headers = asked;
         let answer = say(call, &stored, "hit; fwd=stale; fwd-status=304");
-        known.insert(&key, stored, params.bounds);
+        if !wanted.no_store {
+            known.insert(&key, stored, params.bounds);
+        }
         drop(lead);
         return Ok(answer);
     }
     params.miss.increment(1);
     Ok(fill(call, &asked, response, params, key, lead))
+}
+
+/// What is there, or nothing: the caller does not want its service to be asked (RFC 9111 §5.2.1.7).
+fn only_if_cached(
+    call: &mut Call,
+    params: &CacheParams,
+    wanted: &Asked,
+    key: &str,
+) -> Result<Response<ResponseBody>, ProxyError> {
+    let stored = params.cache.find(key, &call.parts.headers);
+    let now = clock::unix_now();
+    match stored.filter(|stored| stored.kept.satisfies(wanted, now)) {
+        Some(stored) => {
+            params.hit.increment(1);
+            Ok(say(call, &stored, "hit"))
+        }
+        None => {
+            params.miss.increment(1);
+            let detail = "nothing kept satisfies the request, and it says only-if-cached";
+            Err(ProxyError::local(ErrorCode::NotCached, detail))
+        }
+    }
 }
 
 /// What the ladder's `staleCache` finds, however old it is; none for what must be validated.
@@ -158,20 +188,29 @@ enum Found {
 }
 
 /// Looks again when somebody else had gone to fetch the answer.
-async fn look_up(call: &Call, route: &Route, known: &Arc<Cache>, key: &Arc<str>) -> Found {
+async fn look_up(
+    call: &Call,
+    route: &Route,
+    known: &Arc<Cache>,
+    key: &Arc<str>,
+    wanted: &Asked,
+) -> Found {
     let fields = &call.parts.headers;
     let limit = route.timeouts.request.unwrap_or(LONGEST_WAIT);
     let caller = call.caller_timeout().unwrap_or(LONGEST_WAIT);
     let until = call.start + limit.min(caller).min(LONGEST_WAIT);
-    // Whoever asks under a condition, or for the head only, may get what helps nobody else.
+    // Whoever asks under a condition, or for the head only, may get what helps nobody else; and
+    // nobody else's answer helps whoever wants one of its own.
     let alone = call.parts.method == Method::HEAD
+        || wanted.no_cache
+        || wanted.no_store
         || fields.contains_key(IF_NONE_MATCH)
         || fields.contains_key(IF_MODIFIED_SINCE);
     let mut waited = false;
     loop {
         let found = known.find(key, fields);
         if let Some(stored) = &found
-            && stored.kept.satisfies(fields, clock::unix_now())
+            && stored.kept.satisfies(wanted, clock::unix_now())
         {
             return Found::Fresh(Arc::clone(stored));
         }

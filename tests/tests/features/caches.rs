@@ -334,3 +334,91 @@ async fn the_answer_of_another_service_is_not_kept_for_this_one() {
     sidecar.edit(&mesh).await;
     assert_eq!(sidecar.get("orders", "/").await.text(), "own");
 }
+
+/// What the cache said of an answer, without its numbers.
+fn told(answer: &outrigger_tests::client::Answer) -> String {
+    let status = answer.header("cache-status");
+    status.split("; ttl").next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn only_if_cached_is_answered_by_the_cache_or_not_at_all() {
+    let upstream = Upstream::h1(|_| fresh("kept")).await;
+    let sidecar = sidecar(&upstream, "", CACHE).await;
+    let ask = |path| Ask::get("orders", path).header("cache-control", "only-if-cached");
+    let refused = sidecar.call(ask("/a")).await;
+    refused.assert_error(504, "not_cached");
+    assert_eq!(upstream.hits(), 0);
+    sidecar.get("orders", "/a").await;
+    let answer = sidecar.call(ask("/a")).await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "kept"));
+    sidecar
+        .call(ask("/b"))
+        .await
+        .assert_error(504, "not_cached");
+    let young = ask("/a").header("cache-control", "max-age=0, min-fresh=601");
+    sidecar.call(young).await.assert_error(504, "not_cached");
+    assert_eq!(upstream.hits(), 1);
+    let metrics = sidecar.metrics().await;
+    let code = [("code", "not_cached"), ("status", "504")];
+    assert_eq!(metrics.sum("outrigger_requests_total", &code), 3.0);
+}
+
+#[tokio::test]
+async fn a_caller_may_take_what_is_stale_or_ask_for_what_stays_fresh() {
+    let upstream = Upstream::h1(|seen| {
+        let lifetime = match seen.path.as_str() {
+            "/strict" => "max-age=10, must-revalidate",
+            _ => "max-age=10",
+        };
+        // It is older than that already.
+        let reply = Reply::ok("kept").header("cache-control", lifetime);
+        reply.header("age", "30").header("etag", "\"v1\"")
+    })
+    .await;
+    let sidecar = sidecar(&upstream, "", CACHE).await;
+    let call = async |path: &str, control: &str| {
+        let ask = Ask::get("orders", path).header("cache-control", control);
+        told(&sidecar.call(ask).await)
+    };
+    sidecar.get("orders", "/").await;
+    sidecar.get("orders", "/strict").await;
+    assert_eq!(upstream.hits(), 2);
+    assert_eq!(call("/", "max-stale").await, "outrigger; hit");
+    assert_eq!(call("/", "max-stale=600").await, "outrigger; hit");
+    assert_eq!(upstream.hits(), 2, "nobody was asked");
+    for (path, control) in [
+        ("/", "max-stale=1"),
+        ("/", "max-stale, max-age=20"),
+        ("/", "max-stale, no-cache"),
+        ("/", "min-fresh=1"),
+        ("/strict", "max-stale"),
+    ] {
+        let before = upstream.hits();
+        call(path, control).await;
+        assert_eq!(upstream.hits(), before + 1, "{path} {control}");
+    }
+}
+
+#[tokio::test]
+async fn a_callers_no_store_leaves_nothing_behind_and_its_no_cache_asks_anew() {
+    let upstream = Upstream::h1(|_| fresh("kept")).await;
+    let sidecar = sidecar(&upstream, "", CACHE).await;
+    let ask = |control| Ask::get("orders", "/").header("cache-control", control);
+    for hits in 1..=2 {
+        let answer = sidecar.call(ask("no-store")).await;
+        assert_eq!(told(&answer), "outrigger; fwd=uri-miss");
+        assert_eq!(upstream.hits(), hits);
+    }
+    sidecar.get("orders", "/").await;
+    assert_eq!(upstream.hits(), 3);
+    // What is kept already may be said (RFC 9111 §5.2.1.5).
+    let answer = sidecar.call(ask("no-store")).await;
+    assert_eq!(told(&answer), "outrigger; hit");
+    let answer = sidecar.call(ask("no-cache")).await;
+    assert_eq!(told(&answer), "outrigger; fwd=uri-miss; stored");
+    assert_eq!(upstream.hits(), 4);
+    let pragma = Ask::get("orders", "/").header("pragma", "no-cache");
+    sidecar.call(pragma).await;
+    assert_eq!(upstream.hits(), 5);
+}
