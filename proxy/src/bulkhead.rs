@@ -200,18 +200,34 @@ pub fn screen_body(
     payload: &Payload,
 ) -> Result<(), ProxyError> {
     let (rule, of_service) = (route.max_request_body, service.max_request_body);
-    let Some(max) = rule.into_iter().chain(of_service).min() else {
-        return Ok(());
-    };
+    let max = rule.into_iter().chain(of_service).min();
     // What is stored was let in when it came.
-    let Some(declared) = payload.declared() else {
-        return Ok(());
-    };
-    call.max_request_body = Some(max);
-    if declared > max {
-        return Err(too_large(call, service, route));
+    let declared = payload.declared();
+    call.max_request_body = max.filter(|_| declared.is_some());
+    match (declared, max) {
+        (Some(declared), Some(max)) if declared > max => Err(too_large(call, service, route)),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// The same for a body that is read before it is known where it goes: all backends must take it.
+/// Returns the strictest of them.
+///
+/// # Errors
+/// `request_too_large`.
+pub fn screen_message(
+    call: &mut Call,
+    service: &Arc<Service>,
+    route: &Route,
+    payload: &Payload,
+) -> Result<Arc<Service>, ProxyError> {
+    let backends = route.backends.iter().filter(|backend| backend.weight > 0);
+    let strictest = backends
+        .filter_map(|backend| call.snapshot.services.get(backend.service))
+        .min_by_key(|backend| backend.max_request_body.unwrap_or(u64::MAX));
+    let strictest = Arc::clone(strictest.unwrap_or(service));
+    screen_body(call, &strictest, route, payload)?;
+    Ok(strictest)
 }
 
 /// The refusal of a body that is, or turned out to be, larger than it may.

@@ -16,8 +16,8 @@ use tracing::warn;
 use crate::call::{Call, Payload};
 use crate::error::ProxyError;
 use crate::queueing::reading::{Read, read};
-use crate::snapshot::Route;
 use crate::snapshot::contract::MessageContract;
+use crate::snapshot::{Route, Service};
 
 /// The largest body that is checked on a route without `async.maxBody`.
 const MAX_BODY: u64 = 1024 * 1024;
@@ -34,7 +34,8 @@ const PLACES: usize = 5;
 /// `contract_violation`; `request_too_large` for a body that is too long to be checked; what
 /// reading a body ends in.
 pub async fn check(
-    call: &Call,
+    call: &mut Call,
+    service: &Arc<Service>,
     route: &Arc<Route>,
     contract: &Arc<MessageContract>,
     payload: Payload,
@@ -46,7 +47,7 @@ pub async fn check(
     }
     let policy = route.asynchronous.as_ref();
     let most = policy.map_or(MAX_BODY, |policy| policy.max_body);
-    match read(call, route, most, payload).await? {
+    match read(call, service, route, most, payload).await? {
         Read::Whole(body, _) => {
             json(call, route, contract, &body).await?;
             Ok(Payload::Stored(body))

@@ -53,7 +53,7 @@ pub async fn serve(
         }
         None => {
             let payload = match &features.contract {
-                Some(contract) => contract::check(call, route, contract, payload).await?,
+                Some(contract) => contract::check(call, service, route, contract, payload).await?,
                 None => payload,
             };
             match &features.cache {

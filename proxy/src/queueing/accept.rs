@@ -222,7 +222,7 @@ async fn convert(
     call.observation.routed(service, route);
     let backend = open_store(call, route).await?;
     let limits = limits(call, policy)?;
-    let (body, trailers) = match read(call, route, policy.max_body, payload).await? {
+    let (body, trailers) = match read(call, service, route, policy.max_body, payload).await? {
         Read::Whole(body, trailers) => (body, trailers),
         Read::Back(payload, skipped) => {
             return match policy.when {

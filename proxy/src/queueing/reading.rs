@@ -4,6 +4,7 @@
 //! message's life.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,13 +14,14 @@ use http_body::{Body as _, Frame};
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::time::Mono;
 
+use crate::bulkhead;
 use crate::call::{Call, Payload};
 use crate::clock;
 use crate::error::ProxyError;
 use crate::http::incoming::Incoming;
 use crate::queueing::skip::Skipped;
 use crate::queueing::unary::{Framing, framing};
-use crate::snapshot::Route;
+use crate::snapshot::{Route, Service};
 
 /// How long after its one message a gRPC call may take to end its stream.
 const END_OF_STREAM: Duration = Duration::from_secs(1);
@@ -32,16 +34,25 @@ pub enum Read {
     Back(Payload, Skipped),
 }
 
-/// Reads up to `max_body` bytes. The request timeout runs from the last byte, as for a synchronous call.
+/// Reads up to `max_body` bytes, and no more than `limits.maxRequestBody` of the rule and of whichever service
+/// the call may go to. The request timeout runs from the last byte, as for a synchronous call.
 ///
 /// # Errors
-/// `bad_request` for a body that breaks off or stops, `deadline_exceeded`.
+/// `bad_request` for a body that breaks off or stops, `request_too_large`, `deadline_exceeded`.
 pub async fn read(
-    call: &Call,
+    call: &mut Call,
+    service: &Arc<Service>,
     route: &Route,
     max_body: u64,
     payload: Payload,
 ) -> Result<Read, ProxyError> {
+    let strictest = match bulkhead::screen_message(call, service, route, &payload) {
+        Ok(strictest) => strictest,
+        Err(refused) => {
+            payload.discard();
+            return Err(refused);
+        }
+    };
     let mut incoming = match payload {
         Payload::Downstream(incoming) => incoming,
         Payload::Stored(bytes) => return Ok(Read::Whole(bytes, None)),
@@ -83,6 +94,10 @@ pub async fn read(
                 chunks.push(data);
             }
             Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+        if call.max_request_body.is_some_and(|most| total > most) {
+            Payload::Downstream(incoming).discard();
+            return Err(bulkhead::too_large(call, &strictest, route));
         }
         if total > max_body {
             return Ok(Read::Back(

@@ -43,7 +43,7 @@ pub async fn serve(
         .asynchronous
         .as_ref()
         .expect("a plan is made for an async route");
-    let (body, trailers) = match read(call, route, policy.max_body, payload).await? {
+    let (body, trailers) = match read(call, service, route, policy.max_body, payload).await? {
         Read::Whole(body, trailers) => (body, trailers),
         Read::Back(payload, _) => return forward::exchange(call, service, route, payload).await,
     };

@@ -1,7 +1,8 @@
 //! Which calls become messages, and what their callers are told.
 
 use outrigger_tests::client::Ask;
-use outrigger_tests::upstream::{Gate, Reply};
+use outrigger_tests::mesh::{Sidecar, queue, route, service};
+use outrigger_tests::upstream::{Gate, Reply, Upstream};
 
 use crate::{accepted, asynchronously, in_state, mailer, mesh, post, store_ready};
 
@@ -305,4 +306,48 @@ async fn the_key_is_in_the_header_that_the_rule_names() {
         .into_iter()
         .find(|seen| seen.header("x-order-id") == "4711");
     assert_eq!(first.expect("it arrived").header("idempotency-key"), id);
+}
+
+/// Neither as a message, nor where a contract or a copy makes the sidecar read the whole body
+/// before it forwards it.
+#[tokio::test]
+async fn a_body_over_the_limit_of_requests_is_refused_before_a_byte_is_stored() {
+    let contract = r#"contract: {jsonSchema: '{"type": "string"}', mode: Warn}"#;
+    for rule in [
+        "async: {queue: mail, when: Always}",
+        "async: {queue: mail, when: Preferred}",
+        "async: {queue: mail, when: Shadow}",
+        contract,
+    ] {
+        let upstream = Upstream::h1(|_| Reply::ok("")).await;
+        let rule = format!("{{name: send, limits: {{maxRequestBody: 1KiB}}, {rule}}}");
+        let limits = "limits: {maxRequestBody: 2KiB}";
+        let yaml = service("mailer", &[upstream.addr], limits)
+            + &route("mailer", &[&rule])
+            + &queue("mail", "");
+        let sidecar = Sidecar::start(yaml).await;
+        store_ready(&sidecar).await;
+        let large = sidecar.call(asynchronously(post(&"x".repeat(1025)))).await;
+        large.assert_error(413, "request_too_large");
+        let (streamed, pieces) = asynchronously(post("")).streamed();
+        let sending = async move {
+            for _ in 0..4 {
+                // The answer may come before the end.
+                let _ = pieces.send("y".repeat(500).into()).await;
+            }
+        };
+        let (large, ()) = tokio::join!(sidecar.call(streamed), sending);
+        large.assert_error(413, "request_too_large");
+        assert_eq!(upstream.hits(), 0, "{rule}");
+        let metrics = sidecar.metrics().await;
+        let labels = [
+            ("limit", "limits.maxRequestBody"),
+            ("route", "default/mailer/send"),
+        ];
+        let refused = metrics.sum("outrigger_limit_rejected_total", &labels);
+        assert_eq!(refused, 2.0, "{rule}");
+        assert_eq!(metrics.sum("outrigger_queue_enqueued_total", &[]), 0.0);
+        let fits = sidecar.call(asynchronously(post(&"x".repeat(1024)))).await;
+        assert!(matches!(fits.status, 200 | 202), "{rule}: {}", fits.text());
+    }
 }
