@@ -13,6 +13,7 @@ use outrigger_core::limit::{Rate, RateParams};
 use outrigger_core::redelivery;
 use outrigger_core::time::Mono;
 
+use crate::snapshot::live::Endpoint;
 use crate::snapshot::{Async, Service, Snapshot};
 
 /// Deliveries under way to a target whose route says nothing any more: the default of
@@ -123,14 +124,14 @@ pub fn gate(snapshot: &Snapshot, queue: &str, target: &str, now: Mono) -> Gate {
     best.unwrap_or_else(|| of_service(service, now))
 }
 
+/// A call that somebody waits for is sent to endpoints whose checks fail when there are no others: a
+/// chance is better than none. A message has time.
 fn of_service(service: &Service, now: Mono) -> Gate {
-    if !service
-        .state
-        .endpoints()
-        .endpoints
-        .iter()
-        .any(|endpoint| endpoint.takes_requests())
-    {
+    let set = service.state.endpoints();
+    let well = |endpoint: &Endpoint| {
+        endpoint.takes_requests() && !endpoint.state.health.is_checked_unhealthy()
+    };
+    if !set.endpoints.iter().any(well) {
         return Gate::Held(Held {
             reason: "no_endpoints",
             retry_in: LOOK_AGAIN,

@@ -1,14 +1,15 @@
 //! A deep queue and a target that is down for long.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 use outrigger_tests::client::Client;
 use outrigger_tests::mesh::Sidecar;
+use outrigger_tests::until;
 use outrigger_tests::upstream::{Reply, Upstream};
 
-use crate::{assert_no_drift, mesh, post, progress, store_ready};
+use crate::{accepted, assert_no_drift, in_state, mesh, post, progress, store_ready};
 
 /// As many openings of a breaker as in an outage of ten minutes with the defaults: 10s, 20s, 40s,
 /// 80s, then 2m each. Here they are a hundred times as short.
@@ -85,4 +86,42 @@ async fn ten_thousand_messages_survive_a_long_outage_and_are_drained_after_it() 
     bodies.sort();
     bodies.dedup();
     assert_eq!(bodies.len(), MESSAGES, "none is missing");
+}
+
+#[tokio::test]
+async fn messages_wait_while_every_endpoint_fails_its_checks_and_spend_no_attempt() {
+    let well = Arc::new(AtomicBool::new(false));
+    let says = Arc::clone(&well);
+    let upstream = Upstream::h1(move |seen| match seen.path.as_str() {
+        "/healthz" if says.load(Ordering::SeqCst) => Reply::ok(""),
+        "/healthz" => Reply::status(503),
+        _ => Reply::ok("sent"),
+    })
+    .await;
+    let delivered = || {
+        let seen = upstream.seen();
+        seen.iter().filter(|seen| seen.path != "/healthz").count()
+    };
+    let health = "health: {http: {path: /healthz}, interval: 50ms, timeout: 5s, \
+                  unhealthyAfter: 2, healthyAfter: 2}";
+    let rule = "when: Always, delivery: {attempts: 1, backoff: 10ms}";
+    let sidecar = Sidecar::start(mesh(&upstream, rule, health)).await;
+    store_ready(&sidecar).await;
+    until("the checks have failed", || async {
+        let view = sidecar.view("/endpoints").await;
+        let standing = &view["services"][0]["endpoints"][0]["standing"];
+        (standing == "unhealthy").then_some(())
+    })
+    .await;
+    let id = accepted(&sidecar, post("hello")).await;
+    let waiting = in_state(&sidecar, &id, "waiting").await;
+    assert_eq!(waiting["attempts"].as_array().map(Vec::len), Some(0));
+    let queue = &sidecar.view("/queues").await["queues"][0];
+    assert_eq!(queue["targets"][0]["state"], "held", "{queue}");
+    assert_eq!(queue["targets"][0]["reason"], "no_endpoints", "{queue}");
+    assert_eq!(delivered(), 0);
+    well.store(true, Ordering::SeqCst);
+    let done = in_state(&sidecar, &id, "succeeded").await;
+    assert_eq!(done["attempts"].as_array().map(Vec::len), Some(1));
+    assert_eq!(delivered(), 1);
 }
