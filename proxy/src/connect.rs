@@ -34,7 +34,8 @@ pub async fn serve(call: &mut Call) -> Result<Response<ResponseBody>, ProxyError
     let onward = destination::tunnel(call).await?;
     call.observation.passed(&onward.service);
     let observation = &mut call.observation;
-    let dialled = tcp::dial(&call.worker, &onward, &mut |_| observation.attempt()).await;
+    let attempted = &mut |_| observation.attempt();
+    let dialled = tcp::dial(&call.worker, &onward, call.peer, attempted).await;
     let (stream, held) = match dialled {
         Ok(upstream) => upstream.into_parts(),
         Err(refused) => return Err(ProxyError::upstream(refused.code, refused.detail)),

@@ -57,17 +57,17 @@ impl Affinity {
             HashKey::Header(name) if *name == HOST => Some(hash(host.as_bytes())),
             HashKey::Header(name) => Some(hash(fields.get(name)?.as_bytes())),
             HashKey::Cookie(name) => Some(hash(cookie(fields, name)?)),
-            HashKey::Source => Some(source.hash(fields)),
+            HashKey::Source => Some(source.hash(Some(fields))),
         }
     }
 }
 
 impl Source<'_> {
     /// An application behind which others stand names them in `X-Forwarded-For`, the first one
-    /// first.
-    fn hash(&self, fields: &HeaderMap) -> u64 {
+    /// first. Bytes that are not HTTP have no fields.
+    pub fn hash(&self, fields: Option<&HeaderMap>) -> u64 {
         let forwarded = fields
-            .get("x-forwarded-for")
+            .and_then(|fields| fields.get("x-forwarded-for"))
             .and_then(|value| value.as_bytes().split(|byte| *byte == b',').next())
             .map(<[u8]>::trim_ascii)
             .filter(|address| !address.is_empty());

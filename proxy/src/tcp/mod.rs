@@ -35,7 +35,7 @@ use crate::identity::svid::MESH_TCP;
 use crate::identity::{self, verify};
 use crate::io::Io;
 use crate::listener::Direction;
-use crate::snapshot::Service;
+use crate::snapshot::{Algorithm, Service, affinity};
 use crate::tcp::copy::{Ended, Idle, Side};
 use crate::tcp::record::{Ending, Record};
 use crate::telemetry::limits::WireLimit;
@@ -141,10 +141,13 @@ async fn open(
         authorize::opaque(worker, connection, &onward.service)
             .map_err(|error| Refused::new(error.code, error.detail))?;
     }
-    dial(worker, &onward, &mut |addr| record.attempt(addr)).await
+    dial(worker, &onward, connection.peer, &mut |addr| {
+        record.attempt(addr);
+    })
+    .await
 }
 
-/// Connects to an endpoint; `tried` is told of each that is tried.
+/// Connects to an endpoint for a caller at `peer`; `tried` is told of each that is tried.
 ///
 /// # Errors
 /// `overloaded`, `limit_reached`, `no_endpoints`, `connect_failed`.
@@ -154,6 +157,7 @@ async fn open(
 pub async fn dial(
     worker: &Rc<Worker>,
     onward: &Onward,
+    peer: SocketAddr,
     tried: &mut dyn FnMut(SocketAddr),
 ) -> Result<Upstream, Refused> {
     if worker.shared.overload.is_shedding() {
@@ -162,7 +166,7 @@ pub async fn dial(
     }
     let place = Place::take(&onward.service)
         .ok_or_else(|| Refused::new(ErrorCode::LimitReached, "limits.maxInFlight"))?;
-    let (stream, endpoint, open) = connect(worker, onward, tried).await?;
+    let (stream, endpoint, open) = connect(worker, onward, peer, tried).await?;
     let held = Held {
         _endpoint: endpoint,
         _open: open,
@@ -174,16 +178,19 @@ pub async fn dial(
 async fn connect(
     worker: &Rc<Worker>,
     onward: &Onward,
+    peer: SocketAddr,
     attempted: &mut dyn FnMut(SocketAddr),
 ) -> Result<(Io, EndpointUse, Open), Refused> {
     let service = &onward.service;
     let params = &service.connection;
+    let key = key(worker, service, peer);
     let mut refused = Refused::new(ErrorCode::NoEndpoints, "no endpoint takes connections");
     let mut tried: Vec<SocketAddr> = Vec::new();
     while tried.len() < TRIES {
         let wish = Wish {
             fixed: onward.fixed.as_ref(),
-            ..Wish::default()
+            labels: None,
+            key,
         };
         let Some(mut endpoint) = destination::pick(worker, service, wish, &tried, clock::now())
         else {
@@ -225,6 +232,19 @@ async fn connect(
         }
     }
     Err(refused)
+}
+
+/// What decides the endpoint of a caller's connections where the service hashes: who calls, for
+/// bytes have no header and no cookie.
+fn key(worker: &Worker, service: &Service, peer: SocketAddr) -> Option<u64> {
+    let Algorithm::ConsistentHash(_) = &service.algorithm else {
+        return None;
+    };
+    let source = affinity::Source {
+        peer: peer.ip(),
+        workload: &worker.shared.workload,
+    };
+    Some(source.hash(None))
 }
 
 /// One connection; with mutual TLS where the endpoint has an identity.

@@ -19,6 +19,7 @@ const ADDRESSES: &[&str] = &[
     "10.200.0.51/32",
     "10.200.0.98/32",
     "10.200.0.99/32",
+    "10.201.0.0/24",
     "169.254.9.9/32",
     "fd00:200::3/128",
     "fd00:200::50/128",
@@ -259,5 +260,33 @@ fn an_intercepted_call_goes_to_the_address_that_was_called_and_not_to_app() {
             ("status", "200"),
         ];
         assert_eq!(scrape.sum("outrigger_requests_total", &labels), 2.0);
+    });
+}
+
+#[test]
+fn opaque_connections_of_one_source_stay_with_one_endpoint_where_the_service_hashes() {
+    within(ADDRESSES, || async {
+        let _servers = [
+            shouter("10.200.0.3:7000", "three ").await,
+            shouter("10.200.0.4:7000", "four ").await,
+        ];
+        let more = "addresses: [10.200.0.50]\n\
+                    ports: [{name: db, port: 7000, appProtocol: tcp}]\n\
+                    loadBalancer: {algorithm: ConsistentHash}";
+        let endpoints = [addr("10.200.0.3:7000"), addr("10.200.0.4:7000")];
+        let _sidecar = intercepting(service("db", &endpoints, more)).await;
+        let mut whose = std::collections::BTreeSet::new();
+        // Callers beside each other on one host: pods of a node-wide sidecar.
+        for last in 1..=16 {
+            let source: IpAddr = format!("10.201.0.{last}").parse().unwrap();
+            redirect(source, 15001);
+            let (first, _) = dial(source, addr("10.200.0.50:7000"), "x").await;
+            for _ in 0..3 {
+                let (again, end) = dial(source, addr("10.200.0.50:7000"), "x").await;
+                assert_eq!((&again, end), (&first, End::Closed), "{source}");
+            }
+            whose.insert(first);
+        }
+        assert_eq!(whose.len(), 2, "every source goes to the same: {whose:?}");
     });
 }
