@@ -253,6 +253,11 @@ impl Client {
         message.expect("no error").expect("not the end")
     }
 
+    /// The next response however long it takes; `None` when the stream ends.
+    pub async fn until_closed(&mut self) -> Option<DeltaDiscoveryResponse> {
+        self.responses.message().await.ok().flatten()
+    }
+
     /// Both first responses, accepted.
     pub async fn sync(&mut self) -> (DeltaDiscoveryResponse, DeltaDiscoveryResponse) {
         let endpoints = self.next().await;
