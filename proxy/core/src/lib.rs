@@ -11,7 +11,8 @@
 //! and [`rate`] bound it, [`fault`] may stand in for what follows, [`balance`] with [`ejection`]
 //! and [`check`] chooses the endpoint,
 //! [`breaker`] admits, [`cache`] tells what may be said again, [`outcome`] classifies what came back, [`retry`] with [`budget`] and
-//! [`backoff`] decides about another try. [`redelivery`] is the same for a message. [`headers`]
+//! [`backoff`] decides about another try. [`redelivery`] is the same for a
+//! message, [`callback`] for the news of its end. [`headers`]
 //! and [`error_code`] are the words on the wire.
 
 pub mod time;
@@ -50,4 +51,5 @@ pub mod backoff;
 pub mod budget;
 pub mod retry;
 
+pub mod callback;
 pub mod redelivery;

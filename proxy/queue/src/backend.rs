@@ -44,9 +44,10 @@ pub trait QueueBackend: Send + Sync {
         self.enqueue_with(message, Vec::new(), limits, now)
     }
 
-    /// As [`enqueue`](Self::enqueue), together with copies for other targets in the same queue:
-    /// all of them are stored, or none. Whether it was seen before is decided by `message` alone;
-    /// the copies have ids of their own and no idempotency key.
+    /// As [`enqueue`](Self::enqueue), together with copies for other targets, and with messages
+    /// that follow it ([`HELD`](crate::message::HELD)): all of them are stored, or none. Whether it
+    /// was seen before is decided by `message` alone; the others have ids of their own and no
+    /// idempotency key. The limits are of each queue that one of them goes to.
     ///
     /// # Errors
     /// As [`enqueue`](Self::enqueue).
@@ -91,6 +92,18 @@ pub trait QueueBackend: Send + Sync {
         lease_for_ms: u64,
         now: UnixMillis,
     ) -> BoxFuture<'_, Result<SettleOutcome, StoreError>>;
+
+    /// Ends a held message, which nobody leases: the outcome of what it stands for is known. False,
+    /// and nothing changed, when it is not held or unknown. What it did is durable when it resolves.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; whether it was concluded is unknown.
+    fn conclude(
+        &self,
+        id: MessageId,
+        how: Conclusion,
+        now: UnixMillis,
+    ) -> BoxFuture<'_, Result<bool, StoreError>>;
 
     /// Sleeps until a lease may find something that the one which gave `cursor` did not.
     ///
@@ -576,6 +589,15 @@ pub enum Settle {
     Release,
 }
 
+/// How a held message ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Conclusion {
+    /// It succeeded with this answer; none when it is not to be kept.
+    Answered(Option<StoredResult>),
+    /// It is cancelled, and its idempotency key forgotten: the next one with the key is the first.
+    Forgotten,
+}
+
 /// What a settle or an extension did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SettleOutcome {
@@ -705,7 +727,7 @@ pub struct Counts {
     pub purged_total: u64,
     /// Ever found corrupt; these are among the dead.
     pub corrupt_total: u64,
-    /// When the oldest message that is not final was enqueued.
+    /// When the oldest message that is neither final nor held was enqueued.
     pub oldest_enqueued_at: Option<UnixMillis>,
     /// Weight of the messages that are not final.
     pub bytes: u64,

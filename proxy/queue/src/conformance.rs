@@ -15,11 +15,11 @@ use futures_util::future::{BoxFuture, join, join_all};
 use outrigger_core::time::UnixMillis;
 
 use crate::backend::{
-    CancelOutcome, Counts, DeadFilter, EnqueueError, EnqueueOutcome, Inspect, Lease, LeaseRequest,
-    PageRequest, QueueBackend, QueueLimits, Replay, ResultOutcome, Selection, Settle,
+    CancelOutcome, Conclusion, Counts, DeadFilter, EnqueueError, EnqueueOutcome, Inspect, Lease,
+    LeaseRequest, PageRequest, QueueBackend, QueueLimits, Replay, ResultOutcome, Selection, Settle,
     SettleOutcome, TargetLimits, wait_final,
 };
-use crate::message::{AttemptRecord, IdemKey, Message, MessageId, State, StoredResult};
+use crate::message::{AttemptRecord, HELD, IdemKey, Message, MessageId, State, StoredResult};
 
 /// The queue of the suite.
 pub const QUEUE: &str = "orders";
@@ -52,6 +52,9 @@ cases!(
     a_key_is_kept_at_each_target_by_itself,
     a_dead_head_blocks_its_key_when_asked,
     a_message_and_its_copies_are_stored_together_or_not,
+    a_follower_falls_due_when_its_message_ends,
+    followers_count_in_their_own_queue,
+    a_held_message_is_concluded_or_forgotten,
     duplicates_are_recognised,
     concurrent_duplicates_store_one,
     cancel_only_what_is_not_being_delivered,
@@ -559,6 +562,140 @@ async fn a_message_and_its_copies_are_stored_together_or_not(backend: Backend) {
         "each ends by itself"
     );
     assert_eq!(counts.drift(), 0);
+}
+
+/// A held message that follows the nth one.
+fn follower(n: u64, queue: &str) -> Message {
+    Message {
+        id: id(n).follower(0),
+        queue: queue.to_owned(),
+        not_before: HELD,
+        ..message(n, 0)
+    }
+}
+
+async fn a_follower_falls_due_when_its_message_ends(backend: Backend) {
+    // Each ends in another way: done, dead, cancelled, expired, purged.
+    for n in 1..=5 {
+        let mut first = message(n, 0);
+        first.expires_at = (n == 4).then_some(at(50));
+        let stored = backend
+            .enqueue_with(first, vec![follower(n, "news")], QueueLimits::NONE, at(0))
+            .await;
+        assert!(
+            matches!(stored, Ok(EnqueueOutcome::Accepted(_))),
+            "{stored:?}"
+        );
+    }
+    let news = |ms: u64| {
+        let request = LeaseRequest {
+            queue: "news".to_owned(),
+            max: 9,
+            lease_for_ms: 1000,
+            now: at(ms),
+            limits: TargetLimits::default(),
+        };
+        let backend = Arc::clone(&backend);
+        async move { backend.lease(request).await.expect("lease") }
+    };
+    let found = news(45).await;
+    assert!(found.leases.is_empty(), "held: {:?}", found.leases);
+    assert_eq!(found.cursor.next_due, None, "no time makes it due");
+    let look = inspect(&backend);
+    let held = look.counts("news", at(1)).await.expect("counts");
+    assert_eq!(
+        (held.pending(), held.oldest_enqueued_at),
+        (5, None),
+        "{held:?}"
+    );
+    let view = look.status(id(1).follower(0)).await.expect("status");
+    assert_eq!(view.expect("known").next_attempt_at, None);
+
+    let leases = lease(&backend, 2, 10).await;
+    settle(&backend, &leases[0], retry(10), 11).await;
+    assert!(news(45).await.leases.is_empty(), "a try is no end");
+    let again = lease_one(&backend, 12).await;
+    settle(&backend, &again, done(), 20).await;
+    settle(&backend, &leases[1], dead("no"), 21).await;
+    look.cancel(id(3), at(22)).await.expect("cancel");
+    while backend.reap(at(50)).await.expect("reap") > 0 {}
+    look.purge_pending(QUEUE, at(51)).await.expect("purge");
+    let leases = news(60).await.leases;
+    let ids: Vec<MessageId> = leases.iter().map(|lease| lease.message.id).collect();
+    let expected: Vec<MessageId> = (1..=5).map(|n| id(n).follower(0)).collect();
+    assert_eq!(ids, expected);
+    assert_eq!(leases[0].message.enqueued_at, at(20), "its age begins then");
+    for lease in leases {
+        settle(&backend, &lease, done(), 61).await;
+    }
+}
+
+async fn followers_count_in_their_own_queue(backend: Backend) {
+    let limits = QueueLimits {
+        max_depth: 1,
+        ..QueueLimits::NONE
+    };
+    let pair = |n| (message(n, 0), vec![follower(n, "news")]);
+    let (first, news) = pair(1);
+    let stored = backend.enqueue_with(first, news, limits, at(0)).await;
+    assert!(
+        matches!(stored, Ok(EnqueueOutcome::Accepted(_))),
+        "{stored:?}"
+    );
+    let leased = lease_one(&backend, 1).await;
+    settle(&backend, &leased, done(), 2).await;
+    let (second, news) = pair(2);
+    let refused = backend.enqueue_with(second, news, limits, at(3)).await;
+    assert!(
+        matches!(refused, Err(EnqueueError::Full { .. })),
+        "no room for its news: {refused:?}"
+    );
+    assert_eq!(state(&backend, 2).await, None);
+}
+
+async fn a_held_message_is_concluded_or_forgotten(backend: Backend) {
+    let held = |n, name| {
+        let mut held = message(n, 0);
+        held.not_before = HELD;
+        held.idempotency_key = Some(key(name, 1));
+        held
+    };
+    let result = StoredResult {
+        status: 201,
+        headers: Vec::new(),
+        body: Bytes::from_static(b"made"),
+        trailers: None,
+        finished_at: at(5),
+        truncated: false,
+    };
+    enqueue(&backend, held(1, "a")).await;
+    enqueue(&backend, held(2, "b")).await;
+    let answered = || Conclusion::Answered(Some(result.clone()));
+    assert_eq!(backend.conclude(id(9), answered(), at(5)).await, Ok(false));
+    assert_eq!(backend.conclude(id(1), answered(), at(5)).await, Ok(true));
+    assert_eq!(backend.conclude(id(1), answered(), at(6)).await, Ok(false));
+    let look = inspect(&backend);
+    assert_eq!(
+        look.result(id(1), at(6)).await,
+        Ok(ResultOutcome::Ready(result.clone()))
+    );
+    let repeat = backend
+        .enqueue(held(3, "a"), QueueLimits::NONE, at(7))
+        .await;
+    assert!(
+        matches!(repeat, Ok(EnqueueOutcome::Duplicate { id: known, .. }) if known == id(1)),
+        "{repeat:?}"
+    );
+    let forgotten = backend.conclude(id(2), Conclusion::Forgotten, at(8)).await;
+    assert_eq!(forgotten, Ok(true));
+    assert_eq!(state(&backend, 2).await, Some(State::Cancelled));
+    enqueue(&backend, held(4, "b")).await;
+    enqueue(&backend, message(5, 9)).await;
+    assert_eq!(
+        backend.conclude(id(5), answered(), at(9)).await,
+        Ok(false),
+        "it is not held"
+    );
 }
 
 async fn duplicates_are_recognised(backend: Backend) {

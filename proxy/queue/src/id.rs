@@ -52,6 +52,17 @@ impl MessageId {
         Self((bits >> 64 << 64 | low as u128).to_be_bytes())
     }
 
+    /// The id of the message that follows this one when it ends: see
+    /// [`HELD`](crate::message::HELD). `replays` is how often this one was replayed before, since
+    /// it may end again after each. Meets the [`nth`](Self::nth) of no message.
+    #[must_use]
+    pub const fn follower(self, replays: u32) -> Self {
+        const FOLLOWER: u64 = 1 << 63;
+        let bits = u128::from_be_bytes(self.0);
+        let low = (bits as u64).wrapping_add(FOLLOWER | (replays as u64) << 16);
+        Self((bits >> 64 << 64 | low as u128).to_be_bytes())
+    }
+
     /// The millisecond in which the id was made.
     #[must_use]
     pub fn created_at(&self) -> UnixMillis {
@@ -139,6 +150,21 @@ mod tests {
         for n in [1, 2, u16::MAX] {
             assert_eq!(id.nth(n).as_bytes()[..8], id.as_bytes()[..8], "{n}");
         }
+    }
+
+    #[test]
+    fn a_follower_is_no_copy_and_no_other_follower() {
+        let id = MessageId::from_bytes([0xff; 16]);
+        let of = |n, replays| id.nth(n).follower(replays);
+        let mut all: Vec<_> = (0..3).map(|n| id.nth(n)).collect();
+        for n in [0, 1, 2, u16::MAX] {
+            all.extend([0, 1, 2, u32::MAX].map(|replays| of(n, replays)));
+        }
+        let count = all.len();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), count);
+        assert_eq!(of(1, 1).as_bytes()[..8], id.as_bytes()[..8]);
     }
 
     #[test]

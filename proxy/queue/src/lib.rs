@@ -25,12 +25,14 @@ mod record;
 mod signal;
 
 pub use backend::{
-    CancelOutcome, Capabilities, Counts, DeadFilter, DueCursor, Durability, EnqueueError,
-    EnqueueOutcome, Health, Inspect, Lease, LeaseBatch, LeaseId, LeaseRequest, Page, PageRequest,
-    QueueBackend, QueueLimits, Receipt, Replay, ReplayReport, ResultOutcome, Retention, Selection,
-    Settle, SettleOutcome, StoreError, StoreStats, TargetLimits, wait_final,
+    CancelOutcome, Capabilities, Conclusion, Counts, DeadFilter, DueCursor, Durability,
+    EnqueueError, EnqueueOutcome, Health, Inspect, Lease, LeaseBatch, LeaseId, LeaseRequest, Page,
+    PageRequest, QueueBackend, QueueLimits, Receipt, Replay, ReplayReport, ResultOutcome,
+    Retention, Selection, Settle, SettleOutcome, StoreError, StoreStats, TargetLimits, wait_final,
 };
 pub use embedded::{EmbeddedStore, OpenError, Options};
 pub use id::{MessageId, ParseIdError};
 pub use memory::MemoryQueue;
-pub use message::{AttemptRecord, DeadLetter, IdemKey, Message, State, StatusView, StoredResult};
+pub use message::{
+    AttemptRecord, DeadLetter, HELD, IdemKey, Message, State, StatusView, StoredResult,
+};

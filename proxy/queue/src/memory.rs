@@ -13,14 +13,14 @@ use futures_util::future::{BoxFuture, ready};
 use outrigger_core::time::UnixMillis;
 
 use crate::backend::{
-    CancelOutcome, Capabilities, Counts, DeadFilter, DueCursor, Durability, EnqueueError,
-    EnqueueOutcome, Health, Inspect, Lease, LeaseBatch, LeaseId, LeaseRequest, Page, PageRequest,
-    QueueBackend, QueueLimits, Receipt, Replay, ReplayReport, ResultOutcome, Retention, Selection,
-    Settle, SettleOutcome, StoreError, StoreStats,
+    CancelOutcome, Capabilities, Conclusion, Counts, DeadFilter, DueCursor, Durability,
+    EnqueueError, EnqueueOutcome, Health, Inspect, Lease, LeaseBatch, LeaseId, LeaseRequest, Page,
+    PageRequest, QueueBackend, QueueLimits, Receipt, Replay, ReplayReport, ResultOutcome,
+    Retention, Selection, Settle, SettleOutcome, StoreError, StoreStats,
 };
 use crate::message::{DeadLetter, Message, MessageId, State, StatusView, StoredResult};
 use crate::recent::RecentlySettled;
-use crate::record::{INTERRUPTED, LEASE_EXPIRED, Record, Totals, later, load_of};
+use crate::record::{INTERRUPTED, LEASE_EXPIRED, Record, Totals, check_room, later};
 use crate::signal::{Signals, Watchers, lock};
 
 /// A queue in memory. Share it in an `Arc`.
@@ -144,10 +144,7 @@ impl Inner {
                 EnqueueOutcome::Mismatch { id: known.id }
             });
         }
-        let weight = message.weight();
-        let (depth, bytes) = self.pending(&message.queue);
-        let (more, heavier) = load_of(&copies);
-        limits.check(weight, depth + more, bytes.saturating_add(heavier))?;
+        check_room(&message, &copies, limits, |queue| self.pending(queue))?;
         if let Some(key) = &message.idempotency_key {
             let known = Known {
                 id: message.id,
@@ -239,6 +236,7 @@ impl Inner {
             .of(&request.queue)
             .filter_map(|e| match e.lease {
                 Some((_, until)) => Some(until),
+                None if e.record.is_held() => None,
                 None if e.is_idle() && e.record.not_before > now => Some(e.record.not_before),
                 None => None,
             })
@@ -286,6 +284,36 @@ impl Inner {
         if entry.record.state != State::Dead || entry.record.purged {
             entry.message = None;
         }
+        let (follower, now) = (entry.record.follower(), entry.record.finished_at);
+        if let (Some(held), Some(now)) = (self.entries.get_mut(&follower), now)
+            && held.record.is_held()
+        {
+            held.record.release(now);
+        }
+    }
+
+    fn conclude(&mut self, id: MessageId, how: Conclusion, now: UnixMillis) -> bool {
+        let retention = self.retention;
+        let Some(entry) = self.entries.get_mut(&id).filter(|e| e.record.is_held()) else {
+            return false;
+        };
+        match how {
+            Conclusion::Answered(result) => {
+                entry.result = entry.record.answer(result, now, &retention);
+            }
+            Conclusion::Forgotten => {
+                entry.record.end(State::Cancelled, None, now, &retention);
+                if let Some(key) = entry
+                    .message
+                    .as_ref()
+                    .and_then(|m| m.idempotency_key.as_ref())
+                {
+                    self.keys.remove(&(key.scope.clone(), key.key.clone()));
+                }
+            }
+        }
+        self.ended(id);
+        true
     }
 
     fn expire(&mut self, now: UnixMillis) -> usize {
@@ -429,8 +457,10 @@ impl Inner {
                 continue;
             }
             counts.bytes += record.weight;
-            let age = (record.seq, record.enqueued_at);
-            oldest = Some(oldest.map_or(age, |o| o.min(age)));
+            if !record.is_held() {
+                let age = (record.seq, record.enqueued_at);
+                oldest = Some(oldest.map_or(age, |o| o.min(age)));
+            }
             match record.state {
                 State::Delivering => counts.in_flight += 1,
                 State::Waiting => counts.waiting += 1,
@@ -582,6 +612,15 @@ impl QueueBackend for MemoryQueue {
             }
         });
         ready(out).boxed()
+    }
+
+    fn conclude(
+        &self,
+        id: MessageId,
+        how: Conclusion,
+        now: UnixMillis,
+    ) -> BoxFuture<'_, Result<bool, StoreError>> {
+        ready(self.with(None, Some(id), |inner| inner.conclude(id, how, now))).boxed()
     }
 
     fn wait_due<'a>(

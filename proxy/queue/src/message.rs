@@ -17,6 +17,11 @@ pub const MAX_EXCERPT_BYTES: usize = 4 * 1024;
 /// At most this many attempt records are kept per message; the oldest go first.
 pub const MAX_ATTEMPT_RECORDS: usize = 100;
 
+/// A `not_before` that does not come by itself: the message is held. It falls due, and its age
+/// begins, in the moment and in the commit in which the message ends that it follows, the one whose
+/// [`MessageId::follower`] it is; or it is concluded by [`crate::QueueBackend::conclude`].
+pub const HELD: UnixMillis = UnixMillis(u64::MAX);
+
 /// A request that was accepted and is to be delivered later, exactly as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {

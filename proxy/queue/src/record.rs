@@ -6,10 +6,10 @@
 use bytes::Bytes;
 use outrigger_core::time::UnixMillis;
 
-use crate::backend::{Counts, DeadFilter, Retention, Settle};
+use crate::backend::{Counts, DeadFilter, EnqueueError, QueueLimits, Retention, Settle};
 use crate::message::{
-    AttemptRecord, DeadLetter, MAX_ATTEMPT_RECORDS, MAX_EXCERPT_BYTES, Message, MessageId, State,
-    StatusView, StoredResult,
+    AttemptRecord, DeadLetter, HELD, MAX_ATTEMPT_RECORDS, MAX_EXCERPT_BYTES, Message, MessageId,
+    State, StatusView, StoredResult,
 };
 
 /// The reason of a message whose stored bytes were damaged.
@@ -100,6 +100,23 @@ impl Record {
             && self.expires_at.is_some_and(|at| at <= now)
     }
 
+    /// True for a message that waits for another one's end, or to be concluded.
+    pub(crate) fn is_held(&self) -> bool {
+        self.not_before == HELD && !self.state.is_final()
+    }
+
+    /// A held message falls due, and its age begins.
+    pub(crate) fn release(&mut self, now: UnixMillis) {
+        self.not_before = now;
+        self.enqueued_at = now;
+        self.version += 1;
+    }
+
+    /// The message that falls due when this one has ended.
+    pub(crate) fn follower(&self) -> MessageId {
+        self.id.follower(self.replays)
+    }
+
     /// `Queued | Retrying | Waiting → Delivering`.
     pub(crate) fn begin(&mut self, now: UnixMillis) {
         self.resume = self.state;
@@ -137,12 +154,7 @@ impl Record {
         match settle {
             Settle::Done { result, attempt } => {
                 self.spend(attempt);
-                let result = result.filter(|_| self.result_ttl_ms > 0);
-                if result.is_some() {
-                    self.result_until = Some(later(now, self.result_ttl_ms));
-                }
-                self.end(State::Succeeded, None, now, retention);
-                return result;
+                return self.answer(result, now, retention);
             }
             Settle::RetryAt {
                 at,
@@ -188,6 +200,21 @@ impl Record {
         }
         self.version += 1;
         None
+    }
+
+    /// `… → Succeeded`; returns the answer to keep.
+    pub(crate) fn answer(
+        &mut self,
+        result: Option<StoredResult>,
+        now: UnixMillis,
+        retention: &Retention,
+    ) -> Option<StoredResult> {
+        let result = result.filter(|_| self.result_ttl_ms > 0);
+        if result.is_some() {
+            self.result_until = Some(later(now, self.result_ttl_ms));
+        }
+        self.end(State::Succeeded, None, now, retention);
+        result
     }
 
     fn spend(&mut self, mut attempt: AttemptRecord) {
@@ -297,7 +324,7 @@ impl Record {
             state: self.state,
             attempts_spent: self.spent,
             attempts: self.attempts.clone(),
-            next_attempt_at: idle.then_some(self.not_before),
+            next_attempt_at: (idle && !self.is_held()).then_some(self.not_before),
             created_at: self.created_at,
             enqueued_at: self.enqueued_at,
             expires_at: self.expires_at,
@@ -374,10 +401,35 @@ impl Totals {
     }
 }
 
-/// How many messages these are, and their weight.
-pub(crate) fn load_of(messages: &[Message]) -> (u64, u64) {
-    let weights = messages.iter().map(Message::weight);
-    (messages.len() as u64, weights.sum())
+/// What messages weigh.
+pub(crate) fn weight_of(messages: &[Message]) -> u64 {
+    messages.iter().map(Message::weight).sum()
+}
+
+/// Checks messages that are to be stored together against what their queues hold: `load` says how
+/// many messages and bytes.
+pub(crate) fn check_room(
+    message: &Message,
+    others: &[Message],
+    limits: QueueLimits,
+    load: impl Fn(&str) -> (u64, u64),
+) -> Result<(), EnqueueError> {
+    let all = || [message].into_iter().chain(others);
+    let mut checked: Vec<&str> = Vec::new();
+    for queue in all().map(|message| message.queue.as_str()) {
+        if checked.contains(&queue) {
+            continue;
+        }
+        checked.push(queue);
+        let mut here = all().filter(|message| message.queue == queue);
+        let weight = here.next().map_or(0, Message::weight);
+        let (depth, bytes) = load(queue);
+        let (more, heavier) = here.fold((0, 0_u64), |(n, bytes), message| {
+            (n + 1, bytes.saturating_add(message.weight()))
+        });
+        limits.check(weight, depth + more, bytes.saturating_add(heavier))?;
+    }
+    Ok(())
 }
 
 /// A moment `ms` after another, held at the end of time.

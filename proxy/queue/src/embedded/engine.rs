@@ -21,14 +21,14 @@ use super::options::Options;
 use super::rows::{Expiring, Fault, Found, Table, WriteSet, exists, fetch, idem_key};
 use super::shared::Shared;
 use crate::backend::{
-    CancelOutcome, Counts, DueCursor, Durability, EnqueueError, EnqueueOutcome, Lease, LeaseBatch,
-    LeaseId, LeaseRequest, QueueLimits, Receipt, Replay, ReplayReport, Selection, Settle,
-    SettleOutcome,
+    CancelOutcome, Conclusion, Counts, DueCursor, Durability, EnqueueError, EnqueueOutcome, Lease,
+    LeaseBatch, LeaseId, LeaseRequest, QueueLimits, Receipt, Replay, ReplayReport, Selection,
+    Settle, SettleOutcome,
 };
 use crate::clock;
 use crate::message::{Message, MessageId, State, StoredResult};
 use crate::recent::RecentlySettled;
-use crate::record::{CORRUPT, LEASE_EXPIRED, Record, later, load_of};
+use crate::record::{CORRUPT, LEASE_EXPIRED, Record, check_room, later};
 
 /// Rows that one reap looks at; keeps the writer's other callers waiting for a millisecond or two.
 const REAP_ROWS: usize = 500;
@@ -190,10 +190,7 @@ impl Engine {
                 EnqueueOutcome::Mismatch { id: known.id }
             }));
         }
-        let (depth, bytes) = self.index.load(&message.queue);
-        let (more, heavier) = load_of(copies);
-        let bytes = bytes.saturating_add(heavier);
-        let checked = limits.check(message.weight(), depth + more, bytes);
+        let checked = check_room(message, copies, limits, |queue| self.index.load(queue));
         if let Err(refused) = checked.and_then(|()| disk.clone()) {
             return Ok(Err(refused));
         }
@@ -276,6 +273,57 @@ impl Engine {
             self.writes.put_expiry(until, &Expiring::Result(id));
         }
         self.touch(id);
+        self.release(record.follower(), record.finished_at);
+    }
+
+    /// A message falls due if it was held for the end of another, in the same commit as that end.
+    fn release(&mut self, id: MessageId, ended: Option<UnixMillis>) {
+        let held = self.index.get(id).is_some_and(|live| live.record.is_held());
+        if let Some(now) = ended.filter(|_| held)
+            && let Some(mut live) = self.index.take(id)
+        {
+            live.record.release(now);
+            self.keep(live);
+        }
+    }
+
+    pub(super) fn conclude(
+        &mut self,
+        tx: &ReadTransaction,
+        id: MessageId,
+        how: Conclusion,
+        now: UnixMillis,
+    ) -> Result<bool, Fault> {
+        if !self.index.get(id).is_some_and(|live| live.record.is_held()) {
+            return Ok(false);
+        }
+        let key = match how {
+            Conclusion::Answered(_) => None,
+            Conclusion::Forgotten => {
+                let body = self
+                    .writes
+                    .fetch::<Message>(tx, Table::Body, id.as_bytes())?;
+                body.value().and_then(|message| message.idempotency_key)
+            }
+        };
+        let Some(mut live) = self.index.take(id) else {
+            return Ok(false);
+        };
+        let retention = &self.options.retention;
+        let result = match how {
+            Conclusion::Answered(result) => live.record.answer(result, now, retention),
+            Conclusion::Forgotten => {
+                live.record.end(State::Cancelled, None, now, retention);
+                None
+            }
+        };
+        if let Some(key) = key {
+            // Its expiry row finds nothing.
+            self.writes
+                .delete(Table::Idem, &idem_key(&key.scope, &key.key));
+        }
+        self.finish(&live.record, result.as_ref());
+        Ok(true)
     }
 
     fn end(&mut self, id: MessageId, state: State, now: UnixMillis) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use outrigger_core::time::UnixMillis;
 
 use crate::backend::Counts;
-use crate::message::{MessageId, State};
+use crate::message::{HELD, MessageId, State};
 use crate::record::{Record, Totals};
 use crate::signal::{Signal, Signals};
 
@@ -315,6 +315,7 @@ impl Index {
     pub(super) fn next_due(&self, queue: &str) -> Option<UnixMillis> {
         let queue = self.queues.get(queue)?;
         let due = queue.delayed.first().map(|(at, ..)| *at);
+        let due = due.filter(|at| *at != HELD);
         let lease = queue.in_flight.first().map(|(until, _)| *until);
         [due, lease].into_iter().flatten().min()
     }
@@ -374,10 +375,9 @@ impl Index {
         counts.dead = queue.dead.len() as u64;
         counts.bytes = queue.bytes;
         counts.dead_bytes = queue.dead_bytes;
-        counts.oldest_enqueued_at = queue
-            .pending
-            .first()
-            .and_then(|(_, id)| self.live.get(id))
+        let mut oldest_first = queue.pending.iter().filter_map(|(_, id)| self.live.get(id));
+        counts.oldest_enqueued_at = oldest_first
+            .find(|live| !live.record.is_held())
             .map(|live| live.record.enqueued_at);
         counts
     }

@@ -44,13 +44,13 @@ use rows::Fault;
 use shared::{Op, Phase, Queued, Read, Reply, Shared};
 
 use crate::backend::{
-    CancelOutcome, Capabilities, Counts, DeadFilter, DueCursor, Durability, EnqueueError,
-    EnqueueOutcome, Health, Inspect, LeaseBatch, LeaseId, LeaseRequest, Page, PageRequest,
-    QueueBackend, QueueLimits, Replay, ReplayReport, ResultOutcome, Selection, Settle,
+    CancelOutcome, Capabilities, Conclusion, Counts, DeadFilter, DueCursor, Durability,
+    EnqueueError, EnqueueOutcome, Health, Inspect, LeaseBatch, LeaseId, LeaseRequest, Page,
+    PageRequest, QueueBackend, QueueLimits, Replay, ReplayReport, ResultOutcome, Selection, Settle,
     SettleOutcome, StoreError, StoreStats,
 };
 use crate::message::{DeadLetter, Message, MessageId, State, StatusView};
-use crate::record::load_of;
+use crate::record::weight_of;
 
 /// A durable queue in one file of a local directory. Share it in an `Arc`.
 ///
@@ -196,7 +196,7 @@ impl QueueBackend for EmbeddedStore {
         now: UnixMillis,
     ) -> BoxFuture<'_, Result<EnqueueOutcome, EnqueueError>> {
         async move {
-            let weight = message.weight() + load_of(&copies).1;
+            let weight = message.weight() + weight_of(&copies);
             let waiting = self.shared.unwritten_bytes();
             // Alone it always passes: the bound is on what piles up, not on one message.
             if waiting > 0 && waiting.saturating_add(weight) > self.max_unwritten_bytes {
@@ -250,6 +250,22 @@ impl QueueBackend for EmbeddedStore {
         self.ask(move |reply| Op::Extend {
             lease,
             lease_for_ms,
+            now,
+            reply,
+        })
+        .boxed()
+    }
+
+    fn conclude(
+        &self,
+        id: MessageId,
+        how: Conclusion,
+        now: UnixMillis,
+    ) -> BoxFuture<'_, Result<bool, StoreError>> {
+        let how = Box::new(how);
+        self.ask(move |reply| Op::Conclude {
+            id,
+            how,
             now,
             reply,
         })

@@ -11,8 +11,8 @@ use tokio::sync::{oneshot, watch};
 use super::options::OpenError;
 use super::rows::Fault;
 use crate::backend::{
-    CancelOutcome, Counts, EnqueueError, EnqueueOutcome, LeaseBatch, LeaseId, LeaseRequest,
-    QueueLimits, Replay, ReplayReport, Selection, Settle, SettleOutcome, StoreStats,
+    CancelOutcome, Conclusion, Counts, EnqueueError, EnqueueOutcome, LeaseBatch, LeaseId,
+    LeaseRequest, QueueLimits, Replay, ReplayReport, Selection, Settle, SettleOutcome, StoreStats,
 };
 use crate::message::{Message, MessageId};
 use crate::signal::{Signals, Watchers, lock};
@@ -189,6 +189,12 @@ pub(super) enum Op {
         id: MessageId,
         now: UnixMillis,
         reply: Reply<CancelOutcome>,
+    },
+    Conclude {
+        id: MessageId,
+        how: Box<Conclusion>,
+        now: UnixMillis,
+        reply: Reply<bool>,
     },
     Replay {
         selection: Selection,

@@ -22,7 +22,7 @@ use super::rows::Fault;
 use super::shared::{Op, Phase, Reply, Shared};
 use super::volume::{self, FileId};
 use crate::clock;
-use crate::record::{later, load_of};
+use crate::record::{later, weight_of};
 
 /// Most operations in one commit; bounds how long the first of them waits.
 const MAX_BATCH_OPS: usize = 4096;
@@ -386,6 +386,16 @@ impl Writer {
                     must_commit = true;
                     after_commit.push(Box::new(move || answer(reply, out)));
                 }
+                Op::Conclude {
+                    id,
+                    how,
+                    now,
+                    reply,
+                } => {
+                    let out = engine.conclude(reads.tx()?, id, *how, now)?;
+                    must_commit = true;
+                    after_commit.push(Box::new(move || answer(reply, out)));
+                }
                 Op::PurgePending { queue, now, reply } => {
                     let out = engine.purge_pending(&queue, now);
                     must_commit = true;
@@ -471,6 +481,7 @@ impl Writer {
             | Op::Settle { .. }
             | Op::Extend { .. }
             | Op::Cancel { .. }
+            | Op::Conclude { .. }
             | Op::PurgePending { .. }
             | Op::Flush { .. }
             | Op::Fault(_)
@@ -490,7 +501,7 @@ fn weight(op: &Op) -> u64 {
         message, copies, ..
     } = op
     {
-        message.weight() + load_of(copies).1
+        message.weight() + weight_of(copies)
     } else {
         0
     }
