@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use crate::config::{MeshConfig, RuleRef};
 use crate::model::{
-    AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, CacheSpec, ConnectionSpec, ContractSpec,
-    DeliverySpec, EjectionSpec, FailureOnSpec, FailureRateSpec, FallbackStep, FaultSpec, GrpcAck,
-    HeaderEdits, HealthSpec, HedgeSpec, IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality,
-    MeshDefaults, MeshService, MirrorSpec, OnDead, PermanentSpec, QueueBackend, QueueSpec,
-    RateLimitSpec, RedirectSpec, RespondStep, RetryBudgetSpec, RetryCondition, RetrySpec,
-    RewriteSpec, RoutePolicy, Rule, RuleLimitsSpec, Secrets, SessionCookieSpec, TimeoutsSpec,
-    UnknownOutcome,
+    AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, CacheSpec, CallbackSpec, ConnectionSpec,
+    ContractSpec, DeliverySpec, EjectionSpec, FailureOnSpec, FailureRateSpec, FallbackStep,
+    FaultSpec, GrpcAck, HeaderEdits, HealthSpec, HedgeSpec, IdempotencySpec, LimitsSpec,
+    LoadBalancerSpec, Locality, MeshDefaults, MeshService, MirrorSpec, OnDead, PermanentSpec,
+    QueueBackend, QueueSpec, RateLimitSpec, RedirectSpec, RespondStep, RetryBudgetSpec,
+    RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, RuleLimitsSpec, Secrets,
+    SessionCookieSpec, TimeoutsSpec, UnknownOutcome,
 };
 use crate::units::{CodeOrClass, Dur, GrpcCode, KeySource, NamespacedName};
 
@@ -113,6 +113,8 @@ pub struct Features {
     pub on_unavailable: Option<Setting<Vec<FallbackStep>>>,
     /// Faults on purpose.
     pub fault: Option<Setting<FaultSpec>>,
+    /// Replays of the same request; none where no document asks for them.
+    pub idempotency: Option<Answered>,
     /// A fixed answer.
     pub respond: Option<Setting<RespondStep>>,
     /// An answer that sends the caller elsewhere; of the rule only.
@@ -207,6 +209,8 @@ pub struct Async {
     pub subscribers: Setting<Vec<NamespacedName>>,
     /// Authorization and Cookie at rest.
     pub secrets: Setting<Secrets>,
+    /// Who may be called back; none: nobody. The most specific document says all of it.
+    pub callback: Option<Setting<CallbackSpec>>,
     /// What a gRPC caller gets at once; none: gRPC is not queued.
     pub grpc_ack: Setting<Option<GrpcAck>>,
     /// Replays of the same request.
@@ -252,6 +256,15 @@ pub struct Idempotency {
     pub ttl: Setting<Duration>,
     /// What happens when an earlier request has an unknown outcome.
     pub on_unknown: Setting<UnknownOutcome>,
+}
+
+/// Replays of calls that are answered while their caller waits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answered {
+    /// How they are told.
+    pub keys: Idempotency,
+    /// The largest request, and the largest answer that is kept, in bytes.
+    pub max_body: Setting<u64>,
 }
 
 /// Everything that applies to one service.
@@ -628,6 +641,9 @@ fn features(rule: &Rule, policies: &[(&NamespacedName, &RoutePolicy)]) -> Featur
         cache: whole!(cache),
         on_unavailable: whole!(on_unavailable),
         fault: whole!(fault),
+        idempotency: answered(&layers(policies, rule.idempotency.as_ref(), |policy| {
+            policy.idempotency.as_ref()
+        })),
         respond: whole!(respond),
         redirect: rule.redirect.clone(),
         rewrite: rule.rewrite.clone(),
@@ -739,9 +755,18 @@ fn async_(layers: &Layers<'_, AsyncSpec>) -> Async {
             Vec::new(),
         ),
         secrets: layers.field(|spec| spec.secrets, Secrets::Reject),
+        callback: layers.inner(|spec| spec.callback.as_ref()).whole(),
         grpc_ack: layers.optional(|spec| spec.grpc_ack, None),
         idempotency: idempotency_of(&idempotency),
     }
+}
+
+fn answered(layers: &Layers<'_, IdempotencySpec>) -> Option<Answered> {
+    layers.whole()?;
+    Some(Answered {
+        keys: idempotency_of(layers),
+        max_body: layers.field(|spec| spec.max_body.map(|size| size.0), 1 << 20),
+    })
 }
 
 fn idempotency_of(layers: &Layers<'_, IdempotencySpec>) -> Idempotency {

@@ -705,6 +705,30 @@ fn warnings() {
             "3 @a.json spec.rules[0].contract.jsonSchema: there is no file a.json beside the document (.json, .pb or .binpb, up to 1 MiB): with mode Enforce every call is refused",
         ],
     );
+    for (pattern, found) in [
+        ("hooks.shop", true),
+        ("https://hooks.shop/path", true),
+        ("https://a*.shop", true),
+        ("https://user@hooks.shop", true),
+        ("https://[hooks]", true),
+        ("https://hooks.shop:0", true),
+        ("https://*.shop:8443", false),
+        ("http://[::1]:80/", false),
+        ("https://*", false),
+    ] {
+        let text = route(&format!(
+            "{{async: {{callback: {{allow: [\"{pattern}\"]}}}}}}"
+        ));
+        let sources = [Source::new("mesh.yaml", text)];
+        let report = load(&sources).report;
+        let refused = lines(&report, &sources, "E106");
+        assert_eq!(!refused.is_empty(), found, "{pattern}: {refused:?}");
+    }
+    check(
+        "E308",
+        &route("{async: {callback: {timeout: 31s}}}"),
+        &["3 @31s spec.rules[0].async.callback.timeout: must be longer than 0s and at most 30s"],
+    );
     check(
         "W401",
         &route("{async: {grpcAck: Operation}}"),

@@ -91,6 +91,18 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Whether the service may have worked on the request.
+    pub fn leaves_in_doubt(&self) -> bool {
+        let nothing = matches!(
+            self.observed,
+            Observed::ConnectFailed
+                | Observed::Unsent
+                | Observed::RefusedStream
+                | Observed::Head { .. }
+        );
+        !nothing && !self.injected
+    }
+
     fn new(observed: Observed, detail: String) -> Self {
         Self {
             observed,

@@ -90,6 +90,8 @@ pub struct Call {
     pub endpoint: Option<SocketAddr>,
     /// Whether the breaker let it through as a probe.
     pub probe: bool,
+    /// Whether a try ended without showing what the service did with the request.
+    pub in_doubt: bool,
     /// Whether faults of its route may meet it.
     pub faulty: bool,
     /// The step of the ladder that it took, when its service could not be asked.
@@ -184,6 +186,7 @@ impl Call {
             max_request_body: None,
             endpoint: None,
             probe: false,
+            in_doubt: false,
             faulty: false,
             fallback: None,
             affinity: None,

@@ -244,6 +244,7 @@ pub async fn exchange(
                 if let Some(second) = raced.second {
                     number += 1;
                     call.observation.attempt();
+                    call.in_doubt = true;
                     tried.push(second);
                 }
                 raced.outcome
@@ -255,6 +256,7 @@ pub async fn exchange(
         let (observed, asked, at) = match &mut outcome {
             Ok(answer) => (answer.observed, answer.asked(), answer.at),
             Err(failure) => {
+                call.in_doubt |= failure.leaves_in_doubt();
                 if let Some(unsent) = failure.unsent.take() {
                     body.take_back(*unsent);
                 }

@@ -94,7 +94,15 @@ fn nowhere(host: &str, why: &str) -> ProxyError {
 pub struct Names(OnceCell<Option<TokioResolver>>);
 
 impl Names {
-    async fn lookup(&self, worker: &Worker, host: &str) -> Result<Vec<IpAddr>, ProxyError> {
+    /// The addresses of a name.
+    ///
+    /// # Errors
+    /// `connect_failed`.
+    pub(crate) async fn lookup(
+        &self,
+        worker: &Worker,
+        host: &str,
+    ) -> Result<Vec<IpAddr>, ProxyError> {
         let Some(resolver) = self.0.get_or_init(make) else {
             return Err(nowhere(host, "no resolver"));
         };

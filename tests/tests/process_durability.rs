@@ -1,9 +1,10 @@
 //! What a 202 is worth: the order of system calls behind it, and what is left after `kill -9`.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use outrigger_tests::process::http::Client;
@@ -282,4 +283,92 @@ fn calls(trace: &str) -> Vec<Call> {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A service that counts requests, makes something of most, and never answers `/hang`.
+fn maker() -> (SocketAddr, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = listener.local_addr().expect("an address");
+    let hits = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&hits);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let seen = Arc::clone(&seen);
+            std::thread::spawn(move || make(stream, &seen));
+        }
+    });
+    (addr, hits)
+}
+
+fn make(mut stream: TcpStream, seen: &AtomicU64) {
+    let mut read = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        // Bodies of these tests end with a full stop, heads have none behind them.
+        while !read.ends_with(b".") {
+            match stream.read(&mut piece) {
+                Ok(0) | Err(_) => return,
+                Ok(count) => read.extend_from_slice(&piece[..count]),
+            }
+        }
+        seen.fetch_add(1, Ordering::SeqCst);
+        if read.starts_with(b"POST /hang") {
+            loop {
+                std::thread::park();
+            }
+        }
+        read.clear();
+        let answer = b"HTTP/1.1 201 Created\r\ncontent-length: 4\r\n\r\nmade";
+        if stream.write_all(answer).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_key_is_known_after_kill_9() {
+    let dir = scratch();
+    let (service, hits) = maker();
+    let files = SidecarFiles::write(dir.path(), "web", None, "");
+    let rule = "- async: {when: Always, queue: mail, delivery: {backoff: 100ms, maxBackoff: 1s}}";
+    let keyed = mesh(service).replace(rule, "- idempotency: {}");
+    assert!(keyed.contains("idempotency"));
+    files.set_mesh(&keyed);
+    let send = |addr: SocketAddr, path: &str| loop {
+        let mut client = Client::connect(addr).expect("connected");
+        let fields = [
+            "host: mailer",
+            &format!("idempotency-key: \"{}\"", &path[1..]),
+        ];
+        let answer = client.send("POST", path, &fields, b"make it.").ok()?;
+        // Opened anew after a kill, the store may need a moment.
+        if answer.status != 503 {
+            return Some(answer);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let mut sidecar = files.start();
+    let addr = sidecar.outbound;
+    let first = send(addr, "/make").expect("an answer");
+    assert_eq!((first.status, first.text().as_str()), (201, "made"));
+    // What is acknowledged is known; what is under way when the kill comes is not.
+    let hanging = std::thread::spawn(move || send(addr, "/hang").is_none());
+    wait_until("it is sent", PATIENCE, || hits.load(Ordering::SeqCst) == 2);
+    sidecar.process.kill();
+    assert!(
+        hanging.join().expect("no panic"),
+        "the caller got no answer"
+    );
+
+    let sidecar = files.start();
+    let again = send(sidecar.outbound, "/make").expect("an answer");
+    assert_eq!((again.status, again.text().as_str()), (201, "made"));
+    assert_eq!(again.field("outrigger-idempotency"), Some("replayed"));
+    let unknown = send(sidecar.outbound, "/hang").expect("an answer");
+    assert_eq!(unknown.status, 409, "{}", unknown.text());
+    assert_eq!(
+        unknown.field("outrigger-error"),
+        Some("idempotency_conflict")
+    );
+    assert_eq!(hits.load(Ordering::SeqCst), 2, "neither was sent again");
 }

@@ -209,20 +209,28 @@ pub struct PermanentSpec {
     pub grpc: Option<Vec<GrpcCode>>,
 }
 
-/// Who may be called back.
+/// Who may be called back with the end of a message (`outrigger-callback`), and how.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CallbackSpec {
-    /// URLs, with `*` for one label: `https://*.shop.internal`.
+    /// Scheme, host and port, with `*` for one label: `https://*.shop.internal`. None: nobody.
     #[serde(default)]
     pub allow: Vec<String>,
-    /// Address ranges, for example `10.0.0.0/8`.
+    /// The only addresses, for example `10.0.0.0/8`. Default: those of the public internet.
+    /// Loopback, link-local and metadata addresses never.
     #[serde(default)]
     #[schemars(extend("items" = {"type": "string", "format": "cidr"}))]
     pub allow_addresses: Vec<String>,
-    /// Files at the sidecar with signing secrets (Standard Webhooks).
+    /// Files at the sidecar with signing secrets (Standard Webhooks, `whsec_…`); each signs, so that
+    /// one can take the place of another. Read anew for every callback. Default: unsigned.
     #[serde(default)]
     pub signing_secret_files: Vec<String>,
+    /// A file at the sidecar with the authorities to trust. Default: the system's.
+    pub ca_file: Option<String>,
+    /// The pauses between tries. Default: those of Standard Webhooks, 5s to 24h, ten tries in all.
+    pub schedule: Option<Vec<Dur>>,
+    /// The deadline of one try, at most 30s. Default 15s.
+    pub timeout: Option<Dur>,
 }
 
 /// Everything a rule can say, for a route that is written elsewhere.

@@ -205,7 +205,11 @@ pub struct IdempotencySpec {
     /// How long an answer is remembered. Default 24h.
     pub ttl: Option<Dur>,
     /// What happens when an earlier request with the key has an unknown outcome. Default Conflict.
+    /// Of calls that are answered while their caller waits; a message is delivered again.
     pub on_unknown: Option<UnknownOutcome>,
+    /// The largest request with a key, and the largest answer that is kept. Default 1MiB. Of calls
+    /// that are answered while their caller waits.
+    pub max_body: Option<ByteSize>,
 }
 
 /// What happens when an earlier request with the same key has an unknown outcome.

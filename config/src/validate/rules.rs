@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{Checks, Subject};
 use crate::document::Kind;
 use crate::model::{
-    AsyncSpec, ContractSpec, FallbackStep, FaultSpec, HeaderEdits, IdempotencySpec, MirrorSpec,
-    RateLimitSpec, RetrySpec, TimeoutsSpec, ValueMatchType,
+    AsyncSpec, CallbackSpec, ContractSpec, FallbackStep, FaultSpec, HeaderEdits, IdempotencySpec,
+    MirrorSpec, RateLimitSpec, RetrySpec, TimeoutsSpec, ValueMatchType,
 };
 use crate::units::{Dur, KeySource, is_token};
 
@@ -71,7 +71,29 @@ impl Checks<'_> {
             );
             self.error(at, "E106", &format!("{base}.orderingKey"), message);
         }
+        self.callback(at, &base, spec.callback.as_ref());
         self.idempotency(at, &base, spec.idempotency.as_ref());
+    }
+
+    fn callback(&mut self, at: Subject<'_>, base: &str, spec: Option<&CallbackSpec>) {
+        const LONGEST: Duration = Duration::from_secs(30);
+        let Some(spec) = spec else { return };
+        let base = format!("{base}.callback");
+        for (n, pattern) in spec.allow.iter().enumerate() {
+            if !is_callback_pattern(pattern) {
+                let message = format!(
+                    "expected a scheme and a host, with * for a whole label and no path, such as \
+                     https://*.shop.internal, found {pattern}"
+                );
+                self.error(at, "E106", &format!("{base}.allow[{n}]"), message);
+            }
+        }
+        if let Some(timeout) = spec.timeout
+            && (timeout.0.is_zero() || timeout.0 > LONGEST)
+        {
+            let message = format!("must be longer than 0s and at most {}", Dur(LONGEST));
+            self.error(at, "E308", &format!("{base}.timeout"), message);
+        }
     }
 
     pub(super) fn idempotency(
@@ -207,4 +229,34 @@ fn is_ours(name: &str) -> bool {
     ];
     let name = name.to_ascii_lowercase();
     HOP.contains(&name.as_str()) || name.starts_with("outrigger-")
+}
+
+/// `https://*.shop.internal:8443`: no path, no user, and a star for a whole label only.
+fn is_callback_pattern(text: &str) -> bool {
+    let rest = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"));
+    let Some(rest) = rest.map(|rest| rest.strip_suffix('/').unwrap_or(rest)) else {
+        return false;
+    };
+    if let Some(address) = rest.strip_prefix('[') {
+        let Some((address, port)) = address.split_once(']') else {
+            return false;
+        };
+        return address.parse::<std::net::Ipv6Addr>().is_ok()
+            && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
+    }
+    let (host, port) = match rest.split_once(':') {
+        Some((host, port)) => (host, Some(port)),
+        None => (rest, None),
+    };
+    let label = |label: &str| {
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        label == "*" || (!label.is_empty() && label.chars().all(known))
+    };
+    host.split('.').all(label) && port.is_none_or(is_port)
+}
+
+fn is_port(text: &str) -> bool {
+    text.parse::<u16>().is_ok_and(|port| port > 0)
 }

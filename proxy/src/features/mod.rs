@@ -10,6 +10,7 @@ pub mod contract;
 mod direct;
 pub mod fallback;
 pub mod fault;
+pub mod idempotency;
 pub mod mirror;
 pub mod rate;
 
@@ -60,7 +61,7 @@ pub async fn serve(
                 Some(params) if cache::concerns(call) => {
                     Box::pin(cache::serve(call, service, route, params, payload)).await?
                 }
-                _ => ask(call, service, route, features, payload).await?,
+                _ => once(call, service, route, features, payload).await?,
             }
         }
     };
@@ -77,6 +78,23 @@ pub async fn serve(
         edits.apply(response.headers_mut());
     }
     Ok(response)
+}
+
+/// Answers a call again that is repeated with its key.
+async fn once(
+    call: &mut Call,
+    service: &Arc<Service>,
+    route: &Arc<Route>,
+    features: &Features,
+    payload: Payload,
+) -> Result<Response<ResponseBody>, ProxyError> {
+    if let Some(params) = &features.idempotency
+        && let Some(key) = idempotency::key(call, route, params, &payload)?
+    {
+        let served = idempotency::serve(call, service, route, params, key, payload);
+        return Box::pin(served).await;
+    }
+    ask(call, service, route, features, payload).await
 }
 
 /// Asks the service; what its cache keeps of the target goes when the request may change it.

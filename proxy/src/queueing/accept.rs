@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, UPGRADE};
 use http::{HeaderMap, Method, Response};
 use http_body::Body as _;
+use outrigger_core::callback::Url;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers::{self, Prefer, TraceContext};
 use outrigger_core::time::Mono;
@@ -30,7 +31,7 @@ use crate::queueing::reading::{Read, read};
 use crate::queueing::receipt::{grpc_receipt, receipt};
 pub use crate::queueing::skip::{Skipped, note};
 use crate::queueing::status::COME_BACK;
-use crate::queueing::{LOCAL, fan_out, idempotency_scope, original, status, store};
+use crate::queueing::{LOCAL, callback, fan_out, idempotency_scope, original, status, store};
 use crate::snapshot::{Async, Route, Secrets, Service, When};
 
 /// The longest `Prefer: wait` that is honoured; beyond it proxies in between give up anyway.
@@ -58,6 +59,7 @@ pub struct EnqueuePlan {
     prefer: Prefer,
     timing: Timing,
     key: Option<String>,
+    callback: Option<Url>,
 }
 
 /// What became of a call.
@@ -116,10 +118,7 @@ fn plan(
     if policy.when == When::Shadow {
         return Ok(Plan::Shadow(Box::default()));
     }
-    if fields.contains_key(headers::CALLBACK) {
-        let detail = "the route allows no callbacks";
-        return Err(ProxyError::local(ErrorCode::CallbackRefused, detail));
-    }
+    let callback = callback::asked(fields, policy)?;
     let timing = Timing::read(fields, policy.redelivery.max_age)?;
     let key = headers::idempotency_key(fields, &policy.idempotency_header)
         .map_err(|error| ProxyError::downstream(ErrorCode::BadRequest, error.to_string()))?;
@@ -127,6 +126,7 @@ fn plan(
         prefer,
         timing,
         key,
+        callback,
     })))
 }
 
@@ -141,7 +141,7 @@ pub fn decide_fallback(
     let policy = route.asynchronous.as_ref()?;
     let fields = &call.parts.headers;
     let prefer = headers::parse_prefer(fields);
-    if !(unasked || prefer.respond_async) || fields.contains_key(headers::CALLBACK) {
+    if !(unasked || prefer.respond_async) {
         return None;
     }
     let length = payload_length(payload);
@@ -151,6 +151,7 @@ pub fn decide_fallback(
     Some(EnqueuePlan {
         timing: Timing::read(fields, policy.redelivery.max_age).ok()?,
         key: headers::idempotency_key(fields, &policy.idempotency_header).ok()?,
+        callback: callback::asked(fields, policy).ok()?,
         prefer,
     })
 }
@@ -255,15 +256,19 @@ async fn convert(
         std::iter::once(&mut message).chain(&mut copies),
     );
     let stored = 1 + copies.len() as u64;
+    let told = plan.callback.as_ref();
+    let told = told.map(|url| callback::follow(&message, url, 0));
+    let callbacks = told.as_ref().map(|told| told.queue.clone());
+    copies.extend(told);
     let id = store_message(call, route, &*backend, message, copies, limits).await?;
     let metrics = &call.worker.shared.metrics;
     if let Stored::New(_) = id {
-        call.worker
-            .shared
-            .queues
-            .meters(metrics, &queue)
-            .enqueued
-            .increment(stored);
+        let queues = &call.worker.shared.queues;
+        let count = |queue: &str, n| queues.meters(metrics, queue).enqueued.increment(n);
+        count(&queue, stored);
+        if let Some(callbacks) = callbacks {
+            count(&callbacks, 1);
+        }
     }
     let id = id.id();
     if let Some(wait) = plan.prefer.wait
@@ -282,7 +287,10 @@ async fn convert(
 
 /// The store, if it takes work: asked before the body is read, so that a caller that waits for
 /// `100 Continue` sends nothing in vain. One that is being opened is waited for.
-async fn open_store(call: &Call, route: &Route) -> Result<Arc<dyn QueueBackend>, ProxyError> {
+pub(crate) async fn open_store(
+    call: &Call,
+    route: &Route,
+) -> Result<Arc<dyn QueueBackend>, ProxyError> {
     let queues = &call.worker.shared.queues;
     queues.ensure_open(&call.snapshot);
     if let Some(opened) = queues.opened() {
@@ -301,14 +309,14 @@ async fn open_store(call: &Call, route: &Route) -> Result<Arc<dyn QueueBackend>,
 
 /// Until when a call waits for the store: for the route's request timeout, which runs from the last
 /// byte of the body as for a synchronous call, or until the caller's deadline.
-fn patience(call: &Call, route: &Route) -> Option<Mono> {
+pub(crate) fn patience(call: &Call, route: &Route) -> Option<Mono> {
     let ours = route.timeouts.request.map(|limit| clock::now() + limit);
     let caller = call.caller_timeout().map(|timeout| call.start + timeout);
     [ours, caller].into_iter().flatten().min()
 }
 
 /// What the store answers, if it does until then.
-async fn in_time<T>(
+pub(crate) async fn in_time<T>(
     until: Option<Mono>,
     storing: impl Future<Output = T>,
 ) -> Result<T, ProxyError> {
@@ -398,7 +406,7 @@ pub(super) fn message(
         expires_at,
         trace_context: Some(trace.to_string()),
         result_ttl_ms: millis(policy.result_ttl),
-        annotations: annotations(route),
+        annotations: annotations(route, plan.callback.as_ref()),
         ..Message::new(
             MessageId::new(now, rng),
             &policy.queue,
@@ -409,12 +417,13 @@ pub(super) fn message(
     }
 }
 
-/// What else is kept with a message: by which contract it was checked.
-fn annotations(route: &Route) -> Vec<(String, String)> {
+/// What else is kept with a message: by which contract it was checked, and who is told of its end.
+fn annotations(route: &Route, told: Option<&Url>) -> Vec<(String, String)> {
     let contract = route.features.as_ref().and_then(|f| f.contract.as_ref());
     contract
         .map(|contract| (convert::CONTRACT.to_owned(), contract.version.clone()))
         .into_iter()
+        .chain(told.map(callback::note))
         .collect()
 }
 
@@ -469,7 +478,7 @@ fn durable(durability: Durability) -> Result<(), ProxyError> {
     }
 }
 
-fn refusal(error: &EnqueueError) -> ProxyError {
+pub(crate) fn refusal(error: &EnqueueError) -> ProxyError {
     let detail = error.to_string();
     match error {
         EnqueueError::Full { .. } | EnqueueError::FullBytes { .. } => {
@@ -543,6 +552,7 @@ mod tests {
             secrets: Secrets::Reject,
             subscribers: Vec::new(),
             grpc_empty: true,
+            callback: None,
         }
     }
 

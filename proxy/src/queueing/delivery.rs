@@ -28,7 +28,7 @@ use crate::forward;
 use crate::http::body::{BodyError, Collected};
 use crate::queueing::target::{self, Effect, Gate};
 use crate::queueing::unary::{Framing, framing};
-use crate::queueing::{convert, fan_out, original};
+use crate::queueing::{callback, convert, fan_out, original};
 use crate::snapshot::{Async, Route, Service};
 use crate::worker::Worker;
 
@@ -62,6 +62,9 @@ pub async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> Delivered {
             settle: Settle::Expired,
             effect: Effect::Neither,
         };
+    }
+    if callback::parent(&message.queue).is_some() {
+        return Box::pin(callback::deliver(worker, lease)).await;
     }
     let Some(head) = convert::delivery_head(lease, &mut worker.rng()) else {
         return dead_unsent(Reason::Refused, dead_retain_ms(worker, message));

@@ -28,7 +28,7 @@ use tracing::{debug, error, info, warn};
 use crate::clock;
 use crate::drain::Phase;
 use crate::queueing::deaths::Deaths;
-use crate::queueing::store::{Meters, Opened};
+use crate::queueing::store::{self, Meters, Opened};
 use crate::queueing::target::{self, Effect, Gate, Target};
 use crate::queueing::{convert, delivery, shadow};
 use crate::worker::Worker;
@@ -151,6 +151,7 @@ async fn queues(worker: &Worker, backend: &dyn QueueBackend) -> BTreeSet<String>
     let mut names: BTreeSet<String> = worker.snapshot().queues.keys().cloned().collect();
     if let Some(inspect) = backend.inspect() {
         names.extend(inspect.queues().await.unwrap_or_default());
+        names.remove(store::ANSWERED);
     }
     names
 }

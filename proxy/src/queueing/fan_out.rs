@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use outrigger_queue::{Inspect, Message, StatusView, StoreError};
 
+use crate::queueing::callback;
 use crate::snapshot::{Async, Route, Snapshot};
 
 /// The note on a copy: the id of the message it is a copy of.
@@ -17,11 +18,14 @@ const COPY_OF: &str = "copyOf";
 pub(super) fn copies(message: &Message, subscribers: &[Arc<str>]) -> Vec<Message> {
     let copy = |(n, target): (u16, &Arc<str>)| {
         let note = (COPY_OF.to_owned(), message.id.to_string());
+        // The end of the message itself is told, not that of each copy.
+        let kept = message.annotations.iter();
+        let kept = kept.filter(|(name, _)| !callback::is_note(name));
         Message {
             id: message.id.nth(n),
             target: target.to_string(),
             idempotency_key: None,
-            annotations: [&message.annotations[..], &[note]].concat(),
+            annotations: kept.cloned().chain([note]).collect(),
             ..message.clone()
         }
     };
@@ -46,7 +50,7 @@ pub(super) fn policy<'a>(
 }
 
 /// The policy of the route of this name.
-fn accepting<'a>(snapshot: &'a Snapshot, route: &str) -> Option<&'a Async> {
+pub(super) fn accepting<'a>(snapshot: &'a Snapshot, route: &str) -> Option<&'a Async> {
     let mut routes = snapshot.services.iter().flat_map(|service| &service.routes);
     let route = routes.find(|known| *known.name == *route)?;
     route.asynchronous.as_ref()

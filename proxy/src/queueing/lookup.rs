@@ -60,6 +60,7 @@ pub(super) async fn names(
     let mut names: BTreeSet<String> = snapshot.queues.keys().cloned().collect();
     if let Some(inspect) = backend.and_then(|backend| backend.inspect()) {
         names.extend(look(inspect.queues()).await?);
+        names.remove(store::ANSWERED);
     }
     Ok(names)
 }

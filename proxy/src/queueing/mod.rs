@@ -5,11 +5,12 @@
 //! In reading order: [`accept`] turns a call into a message and answers 202, or says why it did
 //! not ([`skip`]). [`dispatch`] leases messages within what [`target`] allows, and [`delivery`]
 //! sends each of them through `forward` again. [`status`] tells the caller and [`inspect`] the
-//! operator. [`store`] owns the store of this sidecar; [`convert`], [`unary`] and [`text`] are
+//! operator; [`callback`] tells whom the caller named. [`store`] owns the store of this sidecar; [`convert`], [`unary`] and [`text`] are
 //! the pure parts.
 
 pub mod accept;
 mod audit;
+pub mod callback;
 pub mod convert;
 mod deaths;
 pub mod delivery;

@@ -13,6 +13,7 @@ use tracing::info;
 
 use crate::app::Shared;
 use crate::clock;
+use crate::queueing::callback::again;
 use crate::queueing::letters::Filter;
 use crate::queueing::lookup::{
     MAX_PAGE, Refused, bad, change, chosen, facet, look, opened, parse, refused, service_name,
@@ -80,6 +81,7 @@ pub async fn replay(shared: &Arc<Shared>, body: &Value) -> Result<Value, Refused
         to: to.clone(),
         per_second: order.requests_per_second,
     };
+    again::follow(&snapshot, &*backend, &selection).await?;
     let replaying = inspect.replay(selection, how, clock::unix_now());
     let report = change(replaying).await?;
     let (ids, left) = (texts(&report.replayed), report.skipped.len());

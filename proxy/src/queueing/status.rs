@@ -25,7 +25,7 @@ use crate::http::body::ResponseBody;
 use crate::http::respond;
 use crate::queueing::accept::MAX_WAIT;
 use crate::queueing::target::{self, Gate};
-use crate::queueing::{convert, fan_out, idempotency_scope, store, text};
+use crate::queueing::{callback, convert, fan_out, idempotency_scope, store, text};
 use crate::snapshot::Snapshot;
 
 /// Paths below this are ours, whatever the host.
@@ -165,7 +165,11 @@ async fn one(call: &Call, id: MessageId) -> Result<Response<ResponseBody>, Proxy
     let view = view.ok_or_else(|| not_found(id))?;
     let copies = fan_out::of(&call.snapshot, inspect, &view).await;
     let copies = copies.map_err(|error| unavailable(&error))?;
-    let status = Status::of(&call.snapshot, &view).with(&copies);
+    let told = callback::of(&call.snapshot, inspect, &view).await;
+    let told = told.map_err(|error| unavailable(&error))?;
+    let status = Status::of(&call.snapshot, &view)
+        .with(&copies)
+        .told(told.as_ref());
     Ok(status_response(&view, &status))
 }
 
@@ -305,6 +309,22 @@ pub struct Status {
     replays: u32,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     copies: Vec<CopyView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    callback: Option<CallbackView>,
+}
+
+/// What became of the news of a message's end, as JSON.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CallbackView {
+    id: String,
+    to: String,
+    /// `held` until the message ends, then as of a message.
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    attempts: Vec<AttemptView>,
+    next_attempt_at: Option<String>,
 }
 
 /// The copy of a subscriber, as JSON; its own status says more.
@@ -365,7 +385,25 @@ impl Status {
             trace_id: view.trace_id().map(str::to_owned),
             replays: view.replays,
             copies: Vec::new(),
+            callback: None,
         }
+    }
+
+    /// With its callback.
+    #[must_use]
+    pub fn told(mut self, callback: Option<&StatusView>) -> Self {
+        self.callback = callback.map(|view| CallbackView {
+            id: view.id.to_string(),
+            to: view.target.clone(),
+            status: match callback::is_held(view) {
+                true => "held",
+                false => view.state.as_str(),
+            },
+            reason: view.reason.clone(),
+            attempts: view.attempts.iter().map(AttemptView::of).collect(),
+            next_attempt_at: view.next_attempt_at.map(text::rfc3339),
+        });
+        self
     }
 
     /// With the copies of its subscribers.

@@ -7,23 +7,30 @@
 //!
 //! Stands on the life of a config update (opening) and of a message (use).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use metrics::Counter;
 use outrigger_core::time::Mono;
-use outrigger_queue::{EmbeddedStore, Health, OpenError, Options, QueueBackend, Retention};
+use outrigger_queue::{
+    EmbeddedStore, Health, MessageId, OpenError, Options, QueueBackend, Retention,
+};
 use tokio::sync::watch;
 use tracing::{error, warn};
 
 use crate::clock;
-use crate::snapshot::Snapshot;
+use crate::features::idempotency::Params;
+use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::metrics::{Histogram, Metrics};
 
 /// How often a store that failed is opened anew.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// Where calls with a key are remembered that are answered while their caller waits: no queue, and
+/// shown as none.
+pub const ANSWERED: &str = "answered";
 
 /// How long closing may take; a disk that hangs must not hold up the end of the process.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -35,6 +42,8 @@ pub struct Queues {
     /// Held only while opening, so that two threads do not open twice.
     opening: Mutex<()>,
     meters: Mutex<HashMap<String, Arc<Meters>>>,
+    /// Calls with a key that are under way.
+    answering: Mutex<HashSet<MessageId>>,
 }
 
 /// A store that was opened, or is being opened, or could not be.
@@ -73,7 +82,15 @@ impl Queues {
             cell: watch::Sender::new(None),
             opening: Mutex::default(),
             meters: Mutex::default(),
+            answering: Mutex::default(),
         }
+    }
+
+    /// The calls with a key that are under way in this process, by what remembers them.
+    pub fn answering(&self) -> MutexGuard<'_, HashSet<MessageId>> {
+        self.answering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens the store if the config wants one, or if an earlier run left one behind, and none is
@@ -212,7 +229,12 @@ fn allows_ephemeral(snapshot: &Snapshot) -> bool {
 /// Whether the config needs a store.
 pub(super) fn wants_store(snapshot: &Snapshot) -> bool {
     let routes = || snapshot.services.iter().flat_map(|service| &service.routes);
-    !snapshot.queues.is_empty() || routes().any(|route| route.asynchronous.is_some())
+    let stores = |route: &Arc<Route>| route.asynchronous.is_some() || idempotency(route).is_some();
+    !snapshot.queues.is_empty() || routes().any(stores)
+}
+
+fn idempotency(route: &Route) -> Option<&Params> {
+    route.features.as_ref()?.idempotency.as_ref()
 }
 
 /// Finished messages are remembered as long as a caller may ask for them.
@@ -221,8 +243,14 @@ fn retention(snapshot: &Snapshot) -> Retention {
     let millis = |of: Duration| u64::try_from(of.as_millis()).unwrap_or(u64::MAX);
     let routes = snapshot.services.iter().flat_map(|service| &service.routes);
     for policy in routes.filter_map(|route| route.asynchronous.as_ref()) {
-        let longest = policy.result_ttl.max(policy.idempotency_ttl);
+        let told = policy.callback.as_ref();
+        let told = told.map_or(Duration::ZERO, |callback| callback.lasts());
+        let longest = policy.result_ttl.max(policy.idempotency_ttl).max(told);
         retention.tombstone_ms = retention.tombstone_ms.max(millis(longest));
+    }
+    let routes = snapshot.services.iter().flat_map(|service| &service.routes);
+    for keys in routes.filter_map(|route| idempotency(route)) {
+        retention.tombstone_ms = retention.tombstone_ms.max(millis(keys.ttl));
     }
     if let Some(longest) = snapshot
         .queues

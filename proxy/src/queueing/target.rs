@@ -13,6 +13,7 @@ use outrigger_core::limit::{Rate, RateParams};
 use outrigger_core::redelivery;
 use outrigger_core::time::Mono;
 
+use crate::queueing::callback;
 use crate::snapshot::live::Endpoint;
 use crate::snapshot::{Async, Service, Snapshot};
 
@@ -101,6 +102,9 @@ pub struct Held {
 /// Asks the breakers and endpoint sets behind a target. With several backends the healthiest
 /// counts: the others refuse by themselves, which spends no attempt.
 pub fn gate(snapshot: &Snapshot, queue: &str, target: &str, now: Mono) -> Gate {
+    if callback::parent(queue).is_some() {
+        return Gate::Open; // a receiver of callbacks is no service
+    }
     let Some(service) = snapshot.service(target) else {
         return Gate::Held(Held {
             reason: "no_route",

@@ -37,6 +37,7 @@ use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
 use crate::snapshot::addresses::{Addresses, Ports};
 use crate::snapshot::authorization;
+use crate::snapshot::callback::Callback;
 use crate::snapshot::endpoints;
 use crate::snapshot::features::{self, InboundLimits};
 use crate::snapshot::live::{EndpointSpec, Labels, Spoken};
@@ -571,6 +572,10 @@ fn asynchronous(policy: &RulePolicy, service: &NamespacedName) -> Option<Async> 
             outrigger_config::model::Secrets::Keep => Secrets::Keep,
         },
         grpc_empty: *spec.grpc_ack == Some(GrpcAck::Empty),
+        callback: spec
+            .callback
+            .as_deref()
+            .map(|spec| Arc::new(Callback::compile(spec))),
     })
 }
 

@@ -23,6 +23,7 @@ use outrigger_core::limit::RateParams;
 use outrigger_core::route::RuleSet;
 
 use crate::features::cache::store::{Bounds, Cache};
+use crate::features::idempotency;
 use crate::listener::Direction;
 use crate::snapshot::contract::MessageContract;
 use crate::snapshot::live::RouteState;
@@ -54,6 +55,8 @@ pub struct Features {
     pub contract: Option<Arc<MessageContract>>,
     /// Faults on purpose.
     pub fault: Option<Fault>,
+    /// How repeated calls are told.
+    pub idempotency: Option<idempotency::Params>,
 }
 
 /// A cache of answers, and how often it was asked.
@@ -272,6 +275,7 @@ pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features
         mirror,
         contract,
         fault,
+        idempotency,
         respond,
         redirect,
         rewrite,
@@ -310,8 +314,20 @@ pub fn compile(policy: &effective::Features, of: &Of<'_>) -> Option<Box<Features
             .as_deref()
             .map(|spec| Arc::new(MessageContract::new(spec, of.metrics, of.route))),
         fault: fault.as_deref().map(|spec| compile_fault(spec, of)),
+        idempotency: idempotency.as_ref().map(compile_idempotency),
     };
     features.any().then(|| Box::new(features))
+}
+
+fn compile_idempotency(spec: &effective::Answered) -> idempotency::Params {
+    idempotency::Params {
+        // Its form was checked.
+        header: HeaderName::from_bytes(spec.keys.header.as_bytes())
+            .unwrap_or(outrigger_core::headers::IDEMPOTENCY_KEY),
+        ttl: *spec.keys.ttl,
+        forward_unknown: *spec.keys.on_unknown == model::UnknownOutcome::Forward,
+        max_body: *spec.max_body,
+    }
 }
 
 /// Where a rule of a service keeps answers, calls that another one takes may make them wrong.
@@ -343,6 +359,7 @@ impl Features {
             mirror,
             contract,
             fault,
+            idempotency,
         } = self;
         rate_limit.is_some()
             || direct.is_some()
@@ -355,6 +372,7 @@ impl Features {
             || mirror.is_some()
             || contract.is_some()
             || fault.is_some()
+            || idempotency.is_some()
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod addresses;
 pub mod affinity;
 mod authorization;
+pub mod callback;
 pub mod compile;
 pub mod contract;
 mod endpoints;
@@ -400,6 +401,8 @@ pub struct Async {
     pub secrets: Secrets,
     /// Whether a unary gRPC call is answered with an empty message.
     pub grpc_empty: bool,
+    /// Who may be called back; none: nobody.
+    pub callback: Option<Arc<callback::Callback>>,
 }
 
 /// `async.when`.

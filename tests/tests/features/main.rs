@@ -3,6 +3,7 @@
 mod caches;
 mod edits;
 mod faults;
+mod idempotency;
 mod ladder;
 mod mirrors;
 mod rates;

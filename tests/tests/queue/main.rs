@@ -1,6 +1,7 @@
 //! The life of a message through a real sidecar and its embedded store.
 
 mod accept;
+mod callbacks;
 mod contracts;
 mod delivery;
 mod fairness;

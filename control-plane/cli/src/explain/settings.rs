@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use outrigger_config::effective::{
-    Async, Breaker, Connection, Delivery, Ejection, FailureOn, Features, Idempotency, Limit,
-    Limits, LoadBalancer, Origin, Retry, RuleLimits, RulePolicy, ServicePolicy, Setting, Timeouts,
+    Answered, Async, Breaker, Connection, Delivery, Ejection, FailureOn, Features, Idempotency,
+    Limit, Limits, LoadBalancer, Origin, Retry, RuleLimits, RulePolicy, ServicePolicy, Setting,
+    Timeouts,
 };
 use outrigger_config::model::AsyncWhen;
 use outrigger_config::units::{ByteSize, Dur};
@@ -142,6 +143,7 @@ impl Rows<'_> {
             result_max_body,
             subscribers,
             secrets,
+            callback,
             grpc_ack,
             idempotency,
         } = asynchronous;
@@ -161,15 +163,20 @@ impl Rows<'_> {
         self.size("async.resultMaxBody", result_max_body);
         self.list("async.subscribers", subscribers);
         self.word("async.secrets", secrets);
+        self.part("async.callback", callback.as_ref());
         self.optional_word("async.grpcAck", grpc_ack);
+        self.idempotency("async.idempotency", idempotency);
+    }
+
+    fn idempotency(&mut self, name: &str, idempotency: &Idempotency) {
         let Idempotency {
             header,
             ttl,
             on_unknown,
         } = idempotency;
-        self.plain("async.idempotency.header", header);
-        self.time("async.idempotency.ttl", ttl);
-        self.word("async.idempotency.onUnknown", on_unknown);
+        self.plain(&format!("{name}.header"), header);
+        self.time(&format!("{name}.ttl"), ttl);
+        self.word(&format!("{name}.onUnknown"), on_unknown);
     }
 
     fn delivery(&mut self, delivery: &Delivery) {
@@ -202,6 +209,7 @@ impl Rows<'_> {
             cache,
             on_unavailable,
             fault,
+            idempotency,
             respond,
             redirect,
             rewrite,
@@ -217,6 +225,10 @@ impl Rows<'_> {
         self.part("cache", cache.as_ref());
         self.part("onUnavailable", on_unavailable.as_ref());
         self.part("fault", fault.as_ref());
+        if let Some(Answered { keys, max_body }) = idempotency {
+            self.idempotency("idempotency", keys);
+            self.size("idempotency.maxBody", max_body);
+        }
         self.part("respond", respond.as_ref());
         self.own("redirect", redirect.as_ref());
         self.own("rewrite", rewrite.as_ref());
