@@ -61,6 +61,8 @@ pub struct ProxyBootstrap {
     pub wire: Option<WireSpec>,
     /// What the whole sidecar may use before it sheds requests.
     pub overload: Option<OverloadSpec>,
+    /// The volume of the durable queue.
+    pub queue_store: Option<QueueStoreSpec>,
 }
 
 impl ProxyBootstrap {
@@ -347,6 +349,27 @@ pub struct OverloadSpec {
     pub max_replay_memory: Option<ByteSize>,
 }
 
+/// What the durable queue leaves free on the volume of `stateDir`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct QueueStoreSpec {
+    /// Nothing is accepted while less than this is free; deliveries go on. Default: a twentieth of
+    /// the volume, 64MiB at least and 1GiB at most.
+    pub headroom: Option<ByteSize>,
+    /// A file that is removed when the volume is full all the same, so that messages can leave it;
+    /// 0 is none. Default 16MiB.
+    pub ballast: Option<ByteSize>,
+}
+
+/// [`QueueStoreSpec`] with its defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueStore {
+    /// Bytes that must be free for another message; none depends on the volume.
+    pub headroom: Option<u64>,
+    /// Bytes of the ballast.
+    pub ballast: u64,
+}
+
 /// [`OverloadSpec`] with its defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overload {
@@ -426,6 +449,17 @@ impl ProxyBootstrap {
             max_requests: spec.max_requests.filter(|count| *count > 0),
             max_memory: spec.max_memory.map(size),
             max_replay_memory: spec.max_replay_memory.unwrap_or(ByteSize(64 << 20)).0,
+        }
+    }
+}
+
+impl ProxyBootstrap {
+    /// What the queue leaves free, each as written or its default.
+    pub fn queue_store(&self) -> QueueStore {
+        let spec = self.queue_store.clone().unwrap_or_default();
+        QueueStore {
+            headroom: spec.headroom.map(|size| size.0),
+            ballast: spec.ballast.unwrap_or(ByteSize(16 << 20)).0,
         }
     }
 }

@@ -352,7 +352,7 @@ fn share(bootstrap: ProxyBootstrap, addresses: &Addresses) -> Result<Shared, Sta
         identity: Identity::new(bootstrap.identity.is_some()),
         keys: identity::jwt::source::Registry::default(),
         checks: health::Changes::default(),
-        queues: queueing::store::Queues::new(bootstrap.state_dir().to_owned()),
+        queues: queueing::store::Queues::new(bootstrap.state_dir(), bootstrap.queue_store()),
         bootstrap,
     })
 }

@@ -434,7 +434,7 @@ pub enum EnqueueError {
         max: u64,
     },
     /// The disk is nearly full; deliveries go on and will free it.
-    #[error("enqueue: {free} bytes left on disk, {required} required")]
+    #[error("enqueue: {free} bytes left on disk, {required} required by queueStore.headroom")]
     DiskFull {
         /// Bytes left on the volume.
         free: u64,
@@ -816,4 +816,6 @@ pub struct StoreStats {
     pub file_bytes: u64,
     /// Bytes left on its volume at the last look.
     pub free_bytes: u64,
+    /// Room that is kept for a full volume; 0 while it is released.
+    pub ballast_bytes: u64,
 }

@@ -23,6 +23,7 @@ use tempfile::TempDir;
 
 const DIR: &str = "OUTRIGGER_QUEUE_CRASH_DIR";
 const ROUND: &str = "OUTRIGGER_QUEUE_CRASH_ROUND";
+/// Rounds of a run, unless `OUTRIGGER_CRASH_ROUNDS` says otherwise.
 const ROUNDS: u64 = 8;
 const PRODUCERS: u64 = 16;
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
@@ -46,8 +47,8 @@ fn body(id: MessageId) -> Bytes {
 async fn open(dir: &Path) -> EmbeddedStore {
     let options = Options {
         allow_ephemeral: true,
-        min_free_bytes: 0,
-        min_free_percent: 0,
+        headroom_bytes: Some(0),
+        ballast_bytes: 0,
         ..Options::default()
     };
     let store = EmbeddedStore::open(dir, options).expect("threads");
@@ -158,7 +159,9 @@ fn no_acknowledged_message_is_lost_when_the_process_is_killed() {
         .build();
     let runtime = runtime.expect("a runtime");
     let mut acked = BTreeSet::new();
-    for round in 1..=ROUNDS {
+    let rounds = std::env::var("OUTRIGGER_CRASH_ROUNDS").ok();
+    let rounds = rounds.map_or(ROUNDS, |rounds| rounds.parse().expect("a number"));
+    for round in 1..=rounds {
         let after = Duration::from_millis(rng.u64(20..300));
         acked.extend(run_and_kill(dir.path(), round, after));
         runtime.block_on(verify(dir.path(), &acked));

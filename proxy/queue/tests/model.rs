@@ -157,8 +157,8 @@ fn cases() -> u32 {
 async fn open(dir: &TempDir) -> EmbeddedStore {
     let options = Options {
         allow_ephemeral: true,
-        min_free_bytes: 0,
-        min_free_percent: 0,
+        headroom_bytes: Some(0),
+        ballast_bytes: 0,
         retention: retention(),
         ..Options::default()
     };

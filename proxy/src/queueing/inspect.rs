@@ -76,6 +76,7 @@ fn store_view(health: Option<&Health>, backend: Option<&dyn QueueBackend>) -> Va
         "lastCommitMs": stats.last_commit_us as f64 / 1e3,
         "fileBytes": stats.file_bytes,
         "freeBytes": stats.free_bytes,
+        "ballastBytes": stats.ballast_bytes,
         "corrupt": stats.corrupt,
         "reopens": stats.reopens,
         "refusedDiskFull": stats.refused_disk_full,
@@ -212,6 +213,9 @@ pub async fn refresh_metrics(shared: &Arc<Shared>) {
         let stats = backend.stats();
         gauge("outrigger_queue_store_bytes").set(stats.file_bytes as f64);
         gauge("outrigger_queue_store_free_bytes").set(stats.free_bytes as f64);
+        gauge("outrigger_queue_store_ballast_bytes").set(stats.ballast_bytes as f64);
+        gauge("outrigger_queue_store_corrupt").set(stats.corrupt as f64);
+        gauge("outrigger_queue_store_reopens").set(stats.reopens as f64);
         ready = backend.health() == Health::Ready
             && refresh_queues(shared, &snapshot, backend).await.is_ok();
     }

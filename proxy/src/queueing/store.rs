@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use metrics::Counter;
+use outrigger_config::bootstrap::QueueStore;
 use outrigger_core::time::Mono;
 use outrigger_queue::{
     EmbeddedStore, Health, MessageId, OpenError, Options, QueueBackend, Retention,
@@ -38,6 +39,7 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// The queue store of one sidecar. Shared by all workers and the control thread.
 pub struct Queues {
     dir: PathBuf,
+    volume: QueueStore,
     cell: watch::Sender<Option<Opened>>,
     /// Held only while opening, so that two threads do not open twice.
     opening: Mutex<()>,
@@ -76,9 +78,10 @@ impl Opened {
 
 impl Queues {
     /// Nothing is opened yet. The store will live in `state_dir/queue`.
-    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+    pub fn new(state_dir: impl Into<PathBuf>, volume: QueueStore) -> Self {
         Self {
             dir: state_dir.into().join("queue"),
+            volume,
             cell: watch::Sender::new(None),
             opening: Mutex::default(),
             meters: Mutex::default(),
@@ -124,7 +127,7 @@ impl Queues {
         let _alone = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |opened: Opened| Arc::ptr_eq(&opened.store, &failed.store);
         if self.opened().is_some_and(same) {
-            self.open(options(snapshot));
+            self.open(self.options(snapshot));
         }
     }
 
@@ -143,6 +146,16 @@ impl Queues {
         }
     }
 
+    fn options(&self, snapshot: &Snapshot) -> Options {
+        Options {
+            allow_ephemeral: allows_ephemeral(snapshot),
+            headroom_bytes: self.volume.headroom,
+            ballast_bytes: self.volume.ballast,
+            retention: retention(snapshot),
+            ..Options::default()
+        }
+    }
+
     /// How to open the store; none when there is nothing to do.
     fn open_with(&self, snapshot: &Snapshot) -> Option<Options> {
         let allow_ephemeral = allows_ephemeral(snapshot);
@@ -154,7 +167,7 @@ impl Queues {
         } else if !wants_store(snapshot) && !self.dir.is_dir() {
             return None;
         }
-        Some(options(snapshot))
+        Some(self.options(snapshot))
     }
 
     /// The store as it was opened last; none when no config has asked for one.
@@ -211,14 +224,6 @@ pub fn why_not(health: Option<Health>) -> String {
         Some(Health::Recovering(why)) => format!("the queue store is being opened: {why}"),
         Some(Health::Failed(why)) => format!("the queue store failed: {why}"),
         Some(Health::Closed) => "the queue store is closed".to_owned(),
-    }
-}
-
-fn options(snapshot: &Snapshot) -> Options {
-    Options {
-        allow_ephemeral: allows_ephemeral(snapshot),
-        retention: retention(snapshot),
-        ..Options::default()
     }
 }
 

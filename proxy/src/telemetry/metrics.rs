@@ -221,6 +221,21 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Bytes left on the queue store's volume at the last look.",
     ),
     (
+        "outrigger_queue_store_ballast_bytes",
+        Kind::Gauge,
+        "Room kept for a full volume; 0 while it is released.",
+    ),
+    (
+        "outrigger_queue_store_corrupt",
+        Kind::Gauge,
+        "Damaged rows and files found since the start.",
+    ),
+    (
+        "outrigger_queue_store_reopens",
+        Kind::Gauge,
+        "Times the store was opened again after a failure since the start.",
+    ),
+    (
         "outrigger_config_applied_timestamp_seconds",
         Kind::Gauge,
         "When the mesh config in force was applied.",

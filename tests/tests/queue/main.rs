@@ -6,6 +6,7 @@ mod contracts;
 mod delivery;
 mod fairness;
 mod fan_out;
+mod full_volume;
 mod grpc;
 mod letters;
 mod ordering;

@@ -17,7 +17,7 @@ use tracing::{error, warn};
 
 use super::codec::Known;
 use super::index::{Index, Live};
-use super::options::Options;
+use super::options::{FreeSpace, Options, default_headroom};
 use super::rows::{Expiring, Fault, Found, Table, WriteSet, exists, fetch, idem_key};
 use super::shared::Shared;
 use crate::backend::{
@@ -131,8 +131,9 @@ impl Engine {
         self.index.totals(queue)
     }
 
-    /// Bytes that are missing on disk for another enqueue, as an error.
-    pub(super) fn check_disk(&mut self) -> Result<Result<(), EnqueueError>, Fault> {
+    /// How much room there is, and how much there must be; none when that is unknown. Makes the
+    /// ballast where there is room for it.
+    pub(super) fn look_at_disk(&self) -> Result<Option<(FreeSpace, u64)>, Fault> {
         let space = match (self.options.free_space)(&self.dir) {
             Ok(space) => space,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -141,15 +142,22 @@ impl Engine {
             Err(error) => {
                 // The commit will tell; refusing everything for a failed question would not help.
                 warn!(%error, "free space of the queue's volume is unknown");
-                return Ok(Ok(()));
+                return Ok(None);
             }
         };
-        self.shared
-            .figures
-            .free_bytes
-            .store(space.available, Relaxed);
-        let share = space.total / 100 * u64::from(self.options.min_free_percent.min(100));
-        let required = share.max(self.options.min_free_bytes);
+        let figures = &self.shared.figures;
+        figures.free_bytes.store(space.available, Relaxed);
+        let default = || default_headroom(space.total);
+        let required = self.options.headroom_bytes.unwrap_or_else(default);
+        self.shared.ballast.keep(space, required);
+        Ok(Some((space, required)))
+    }
+
+    /// Bytes that are missing on disk for another enqueue, as an error.
+    pub(super) fn check_disk(&mut self) -> Result<Result<(), EnqueueError>, Fault> {
+        let Some((space, required)) = self.look_at_disk()? else {
+            return Ok(Ok(()));
+        };
         if space.available >= required {
             return Ok(Ok(()));
         }
@@ -718,6 +726,17 @@ impl Engine {
     /// Sets totals as they were read at open.
     pub(super) fn restore_totals(&mut self, queue: &str, totals: crate::record::Totals) {
         *self.index.totals(queue) = totals;
+    }
+
+    /// Totals that count what is held and nothing that is gone.
+    pub(super) fn restart_totals(&mut self, queue: &str) {
+        let counts = self.index.counts(queue, UnixMillis(0));
+        *self.totals(queue) = crate::record::Totals {
+            enqueued: counts.pending() + counts.dead,
+            corrupt: counts.corrupt_total,
+            ..crate::record::Totals::default()
+        };
+        self.dirty_since.get_or_insert_with(clock::instant);
     }
 
     /// Totals that have to be written with the next commit.

@@ -12,15 +12,19 @@
 //! | `rows.rs`, `codec.rs` | tables, checksums, bytes |
 //! | `recover.rs` | opening and rebuilding |
 //! | `reader.rs` | statuses, results and lists |
+//! | `salvage.rs` | what can be read of a damaged file |
+//! | `medium.rs` | the file's bytes, and the ballast for a full volume |
 //! | `volume.rs` | the directory and its file system |
 
 mod codec;
 mod engine;
 mod index;
+mod medium;
 mod options;
 mod reader;
 mod recover;
 mod rows;
+mod salvage;
 mod shared;
 mod volume;
 mod writer;
@@ -39,7 +43,8 @@ use outrigger_core::time::UnixMillis;
 use redb::{ReadTransaction, ReadableDatabase as _};
 use tokio::sync::oneshot;
 
-pub use options::{FreeSpace, FreeSpaceProbe, OpenError, Options};
+use medium::{Ballast, Medium};
+pub use options::{FreeSpace, FreeSpaceProbe, OpenError, Options, default_headroom};
 use rows::Fault;
 use shared::{Op, Phase, Queued, Read, Reply, Shared};
 
@@ -70,13 +75,20 @@ impl EmbeddedStore {
     /// # Errors
     /// When the system refuses a thread.
     pub fn open(dir: impl Into<PathBuf>, options: Options) -> std::io::Result<Self> {
+        Self::open_on(dir.into(), options, medium::plain())
+    }
+
+    /// As [`EmbeddedStore::open`], on what `medium` makes of the file.
+    fn open_on(dir: PathBuf, options: Options, medium: Medium) -> std::io::Result<Self> {
         let (ops, ops_rx) = channel();
         let (reads, reads_rx) = channel();
-        let shared = Arc::new(Shared::new());
+        let ballast = Ballast::new(&dir, options.ballast_bytes);
+        let shared = Arc::new(Shared::new(ballast));
         let max_unwritten_bytes = options.max_unwritten_bytes;
         let writer = writer::Writer {
-            dir: dir.into(),
+            dir,
             options: Arc::new(options),
+            medium,
             shared: Arc::clone(&shared),
             ops: ops_rx,
         };
@@ -290,7 +302,10 @@ impl QueueBackend for EmbeddedStore {
     }
 
     fn stats(&self) -> StoreStats {
-        self.shared.figures.read()
+        StoreStats {
+            ballast_bytes: self.shared.ballast.held(),
+            ..self.shared.figures.read()
+        }
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

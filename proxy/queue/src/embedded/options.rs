@@ -18,6 +18,13 @@ pub struct FreeSpace {
 /// Asks how much room is left on the volume of a directory.
 pub type FreeSpaceProbe = Arc<dyn Fn(&Path) -> std::io::Result<FreeSpace> + Send + Sync>;
 
+/// A twentieth of the volume, but 64 MiB at least and 1 GiB at most: what settles and compactions
+/// write while nothing is accepted does not grow with the volume.
+#[must_use]
+pub fn default_headroom(total: u64) -> u64 {
+    (total / 20).clamp(64 << 20, 1 << 30)
+}
+
 /// How to open an [`EmbeddedStore`](super::EmbeddedStore).
 #[derive(Clone)]
 pub struct Options {
@@ -25,11 +32,11 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Accept a volume that is lost with the container (tmpfs, ramfs, overlay). Default false.
     pub allow_ephemeral: bool,
-    /// Enqueues stop below this many free bytes. Default 64 MiB.
-    pub min_free_bytes: u64,
-    /// Enqueues stop below this share of the volume, in percent, 0 to 100. Default 5. The larger
-    /// of the two counts.
-    pub min_free_percent: u8,
+    /// Enqueues stop below this many free bytes; none is [`default_headroom`] of the volume.
+    pub headroom_bytes: Option<u64>,
+    /// Room that is kept for the moment when the volume is full all the same, so that messages can
+    /// leave it. Default 16 MiB; 0 is none.
+    pub ballast_bytes: u64,
     /// Enqueued bytes that may wait for the writer before more are refused. Default 64 MiB.
     pub max_unwritten_bytes: u64,
     /// How long a change that nobody waits for may stay unwritten. Default 20 ms.
@@ -45,8 +52,8 @@ impl Default for Options {
         Self {
             cache_bytes: 32 << 20,
             allow_ephemeral: false,
-            min_free_bytes: 64 << 20,
-            min_free_percent: 5,
+            headroom_bytes: None,
+            ballast_bytes: 16 << 20,
             max_unwritten_bytes: 64 << 20,
             ride_along: Duration::from_millis(20),
             retention: Retention::default(),
@@ -60,8 +67,8 @@ impl std::fmt::Debug for Options {
         f.debug_struct("Options")
             .field("cache_bytes", &self.cache_bytes)
             .field("allow_ephemeral", &self.allow_ephemeral)
-            .field("min_free_bytes", &self.min_free_bytes)
-            .field("min_free_percent", &self.min_free_percent)
+            .field("headroom_bytes", &self.headroom_bytes)
+            .field("ballast_bytes", &self.ballast_bytes)
             .field("retention", &self.retention)
             .finish_non_exhaustive()
     }
@@ -92,7 +99,18 @@ pub enum OpenError {
         /// What the system said.
         error: String,
     },
-    /// The file is damaged as a whole, or was written by a newer version.
+    /// The file was written by a newer version.
+    #[error(
+        "open the queue store: {file}: its layout is version {version}, which this version of \
+         Outrigger does not know; start the one that wrote it, or move the file away to start empty"
+    )]
+    Newer {
+        /// The store's file.
+        file: PathBuf,
+        /// Its layout.
+        version: u64,
+    },
+    /// The file is damaged as a whole.
     #[error("open the queue store: {file}: {error}; move it away to start empty")]
     Damaged {
         /// The store's file.

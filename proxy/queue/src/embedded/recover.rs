@@ -6,17 +6,20 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use outrigger_core::time::UnixMillis;
-use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _};
 use tracing::{error, info, warn};
 
 use super::engine::Engine;
+use super::medium::{Medium, StoreFile};
 use super::options::{OpenError, Options};
 use super::rows::{Fault, Found, Table, ensure_schema, fetch, message_id, unseal};
+use super::salvage;
 use super::shared::Shared;
 use super::volume::{self, FileId};
 use crate::message::{Message, MessageId, State};
@@ -43,8 +46,33 @@ impl<E: Into<Fault>> From<E> for Failed {
     }
 }
 
-/// Opens the file or makes it; also says which one it is.
-pub(super) fn open_file(dir: &Path, options: &Options) -> Result<(Database, FileId), Failed> {
+/// Opens the file or makes it; also says which one it is. Every page in use is checked; a file with
+/// a damaged one is replaced by what can still be read of it.
+pub(super) fn open_file(
+    dir: &Path,
+    options: &Options,
+    medium: &Medium,
+    shared: &Shared,
+) -> Result<(Database, FileId), Failed> {
+    let opened = open_checked(dir, options, medium, shared);
+    let Err(Failed::Fatal(OpenError::Damaged { file, error })) = opened else {
+        return opened;
+    };
+    let saved = salvage::replace(dir, &error, options.cache_bytes, medium, &shared.ballast);
+    if let Err(fault) = saved {
+        let error = format!("{error}; {}", fault.0);
+        return Err(Failed::Fatal(OpenError::Damaged { file, error }));
+    }
+    shared.figures.corrupt.fetch_add(1, Relaxed);
+    open_checked(dir, options, medium, shared)
+}
+
+fn open_checked(
+    dir: &Path,
+    options: &Options,
+    medium: &Medium,
+    shared: &Shared,
+) -> Result<(Database, FileId), Failed> {
     let file = dir.join(FILE);
     let damaged = |error: String| {
         Failed::Fatal(OpenError::Damaged {
@@ -52,8 +80,6 @@ pub(super) fn open_file(dir: &Path, options: &Options) -> Result<(Database, File
             error,
         })
     };
-    let mut builder = Database::builder();
-    builder.set_cache_size(options.cache_bytes);
     let open = File::options()
         .read(true)
         .write(true)
@@ -61,22 +87,29 @@ pub(super) fn open_file(dir: &Path, options: &Options) -> Result<(Database, File
         .truncate(false)
         .open(&file)?;
     let id = FileId::of(&open.metadata()?);
-    let backend = FileBackend::new(open).map_err(|error| damaged(error.to_string()))?;
-    let db = builder
-        .create_with_backend(backend)
-        .map_err(|error| match error {
-            // A foreign or cut-off file shows as one of these two kinds; no later try reads it better.
-            DatabaseError::Storage(redb::StorageError::Io(io))
-                if !matches!(io.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
-            {
-                Failed::Fault(io.into())
-            }
-            other => damaged(other.to_string()),
-        })?;
+    let why = |error| match error {
+        // A foreign or cut-off file shows as one of these two kinds; no later try reads it better.
+        DatabaseError::Storage(redb::StorageError::Io(io))
+            if !matches!(io.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
+        {
+            Failed::Fault(io.into())
+        }
+        other => damaged(other.to_string()),
+    };
+    let below = StoreFile::new(medium(open).map_err(why)?, Arc::clone(&shared.ballast));
+    let created = catch_unwind(AssertUnwindSafe(|| {
+        Database::builder()
+            .set_cache_size(options.cache_bytes)
+            .set_check_integrity_on_open(true)
+            .create_with_backend(below)
+    }));
+    let db = created
+        .map_err(|_| damaged("opening it panicked".to_owned()))?
+        .map_err(why)?;
     volume::sync_dir(dir)?;
     match ensure_schema(&db)? {
         Ok(()) => Ok((db, id)),
-        Err(why) => Err(damaged(why)),
+        Err(version) => Err(Failed::Fatal(OpenError::Newer { file, version })),
     }
 }
 
@@ -88,7 +121,7 @@ pub(super) fn rebuild(
     shared: &Shared,
 ) -> Result<(), Failed> {
     let tx = db.begin_read()?;
-    read_totals(&tx, engine, shared)?;
+    let without_totals = read_totals(&tx, engine, shared)?;
     let mut lost = Vec::new();
     let interrupted = read_live(&tx, engine, &mut lost)?;
     read_dead(&tx, engine, &mut lost)?;
@@ -96,6 +129,9 @@ pub(super) fn rebuild(
         attribute(engine, id, &raw);
     }
     drop(tx);
+    for queue in without_totals {
+        engine.restart_totals(&queue);
+    }
     engine.commit(db)?;
     let file_bytes = std::fs::metadata(dir.join(FILE))?.len();
     shared.figures.file_bytes.store(file_bytes, Relaxed);
@@ -113,7 +149,13 @@ pub(super) fn rebuild(
     Ok(())
 }
 
-fn read_totals(tx: &ReadTransaction, engine: &mut Engine, shared: &Shared) -> Result<(), Fault> {
+/// Returns the queues whose totals are damaged.
+fn read_totals(
+    tx: &ReadTransaction,
+    engine: &mut Engine,
+    shared: &Shared,
+) -> Result<Vec<String>, Fault> {
+    let mut damaged = Vec::new();
     for row in tx
         .open_table(Table::Totals.definition())?
         .range::<&[u8]>(..)?
@@ -125,10 +167,11 @@ fn read_totals(tx: &ReadTransaction, engine: &mut Engine, shared: &Shared) -> Re
             Found::Absent | Found::Corrupt(_) => {
                 shared.figures.corrupt.fetch_add(1, Relaxed);
                 error!(queue = %queue, "totals are damaged; they start again from what is held");
+                damaged.push(queue.into_owned());
             }
         }
     }
-    Ok(())
+    Ok(damaged)
 }
 
 type Lost = Vec<(MessageId, Vec<u8>)>;
@@ -154,7 +197,7 @@ fn read_live(tx: &ReadTransaction, engine: &mut Engine, lost: &mut Lost) -> Resu
                 engine.adopt(record, was_leased);
             }
             Found::Absent | Found::Corrupt(_) => {
-                salvage(tx, engine, id, value.value(), lost)?;
+                quarantine_record(tx, engine, id, value.value(), lost)?;
             }
         }
     }
@@ -174,7 +217,7 @@ fn read_dead(tx: &ReadTransaction, engine: &mut Engine, lost: &mut Lost) -> Resu
         match unseal::<Record>(Table::Dead, key.value(), value.value()) {
             Found::Value(record) => engine.index.bury(&record),
             Found::Absent | Found::Corrupt(_) => {
-                salvage(tx, engine, id, value.value(), lost)?;
+                quarantine_record(tx, engine, id, value.value(), lost)?;
             }
         }
     }
@@ -182,7 +225,7 @@ fn read_dead(tx: &ReadTransaction, engine: &mut Engine, lost: &mut Lost) -> Resu
 }
 
 /// Quarantines a message whose record is damaged, under the queue that its request names.
-fn salvage(
+fn quarantine_record(
     tx: &ReadTransaction,
     engine: &mut Engine,
     id: MessageId,

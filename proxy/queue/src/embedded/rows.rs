@@ -26,6 +26,10 @@ use outrigger_core::time::UnixMillis;
 
 /// The version of the values.
 pub(super) const VERSION: u8 = 1;
+/// The version of the tables: which there are, and their keys. A file of an older one is brought up
+/// when it is opened; `tests/data` holds a file of each that was ever released.
+const SCHEMA: u64 = 1;
+const SCHEMA_KEY: &[u8] = b"schema";
 /// Version and checksum before the payload.
 const SEAL_LEN: usize = 5;
 
@@ -46,7 +50,7 @@ pub(super) enum Table {
 }
 
 impl Table {
-    const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Live,
         Self::Body,
         Self::Dead,
@@ -92,6 +96,7 @@ faults!(
     redb::StorageError,
     redb::CommitError,
     redb::SetDurabilityError,
+    redb::DatabaseError,
     redb::CompactionError,
     std::io::Error
 );
@@ -221,29 +226,27 @@ impl WriteSet {
     }
 }
 
-/// Makes the tables of a new file; refuses one that a newer version wrote.
-pub(super) fn ensure_schema(db: &Database) -> Result<Result<(), String>, Fault> {
+/// Makes the tables of a new file and those that an older one lacks.
+///
+/// # Errors
+/// The inner one is the layout of a file that a newer version wrote.
+pub(super) fn ensure_schema(db: &Database) -> Result<Result<(), u64>, Fault> {
     let tx = db.begin_read()?;
-    match tx.open_table(Table::Meta.definition()) {
+    let found = match tx.open_table(Table::Meta.definition()) {
         Ok(meta) => {
-            let key: &[u8] = b"schema";
-            let row = meta.get(key)?;
-            let version = row.map(|row| unseal::<u64>(Table::Meta, key, row.value()));
-            return Ok(match version {
-                Some(Found::Value(1)) => Ok(()),
-                Some(Found::Value(other)) => Err(format!("its layout is version {other}")),
-                // Every row has its own checksum and version; a damaged mark is replaced.
-                Some(Found::Corrupt(_) | Found::Absent) | None => {
-                    mark_schema(db)?;
-                    Ok(())
-                }
-            });
+            let row = meta.get(SCHEMA_KEY)?;
+            row.map(|row| unseal::<u64>(Table::Meta, SCHEMA_KEY, row.value()))
         }
-        Err(redb::TableError::TableDoesNotExist(_)) => {}
+        Err(redb::TableError::TableDoesNotExist(_)) => None,
         Err(other) => return Err(other.into()),
-    }
+    };
     drop(tx);
-    mark_schema(db)?;
+    match found {
+        Some(Found::Value(SCHEMA)) => {}
+        Some(Found::Value(newer)) if newer > SCHEMA => return Ok(Err(newer)),
+        // Every row has its own checksum and version; a damaged mark is replaced.
+        Some(Found::Value(_) | Found::Corrupt(_) | Found::Absent) | None => mark_schema(db)?,
+    }
     Ok(Ok(()))
 }
 
@@ -254,12 +257,23 @@ fn mark_schema(db: &Database) -> Result<(), Fault> {
     for table in Table::ALL {
         tx.open_table(table.definition())?;
     }
-    let key: &[u8] = b"schema";
-    let value = seal(Table::Meta, key, &1_u64);
+    let value = seal(Table::Meta, SCHEMA_KEY, &SCHEMA);
     tx.open_table(Table::Meta.definition())?
-        .insert(key, value.as_slice())?;
+        .insert(SCHEMA_KEY, value.as_slice())?;
     tx.commit()?;
     Ok(())
+}
+
+/// Marks a closed file as one of another layout.
+#[cfg(test)]
+pub(super) fn stage_schema(file: &std::path::Path, version: u64) {
+    let db = Database::open(file).unwrap();
+    let tx = db.begin_write().unwrap();
+    let value = seal(Table::Meta, SCHEMA_KEY, &version);
+    let mut meta = tx.open_table(Table::Meta.definition()).unwrap();
+    meta.insert(SCHEMA_KEY, value.as_slice()).unwrap();
+    drop(meta);
+    tx.commit().unwrap();
 }
 
 /// The key of an idempotency row.

@@ -8,6 +8,7 @@ use outrigger_core::time::UnixMillis;
 use redb::Database;
 use tokio::sync::{oneshot, watch};
 
+use super::medium::Ballast;
 use super::options::OpenError;
 use super::rows::Fault;
 use crate::backend::{
@@ -41,6 +42,7 @@ pub(super) struct Shared {
     /// Messages with a change that is not committed.
     unwritten: Mutex<HashSet<MessageId>>,
     unwritten_bytes: AtomicU64,
+    pub(super) ballast: Arc<Ballast>,
     pub(super) figures: Figures,
 }
 
@@ -70,12 +72,13 @@ impl Figures {
             refused_disk_full: self.refused_disk_full.load(Relaxed),
             file_bytes: self.file_bytes.load(Relaxed),
             free_bytes: self.free_bytes.load(Relaxed),
+            ballast_bytes: 0,
         }
     }
 }
 
 impl Shared {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(ballast: Ballast) -> Self {
         Self {
             phase: watch::Sender::new(Phase::Opening("recovering".to_owned())),
             db: RwLock::new(None),
@@ -83,6 +86,7 @@ impl Shared {
             watchers: Watchers::default(),
             unwritten: Mutex::default(),
             unwritten_bytes: AtomicU64::new(0),
+            ballast: Arc::new(ballast),
             figures: Figures::default(),
         }
     }

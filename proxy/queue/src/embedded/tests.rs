@@ -1,6 +1,9 @@
 //! What only the embedded store can be asked: reopening, damage, a full disk, failures of the
 //! engine below.
 
+mod damage;
+mod power;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,8 +19,8 @@ use crate::conformance::{QUEUE, at, attempt, id, message, run_all};
 fn options() -> Options {
     Options {
         allow_ephemeral: true,
-        min_free_bytes: 0,
-        min_free_percent: 0,
+        headroom_bytes: Some(0),
+        ballast_bytes: 0,
         ..Options::default()
     }
 }
@@ -289,8 +292,7 @@ async fn a_full_disk_stops_enqueues_while_deliveries_go_on() {
     let free = Arc::new(AtomicU64::new(100 << 20));
     let probe = Arc::clone(&free);
     let options = Options {
-        min_free_bytes: 64 << 20,
-        min_free_percent: 5,
+        headroom_bytes: Some(64 << 20),
         free_space: Arc::new(move |_| {
             Ok(FreeSpace {
                 total: 1 << 30,
@@ -327,6 +329,110 @@ async fn a_full_disk_stops_enqueues_while_deliveries_go_on() {
 }
 
 #[tokio::test]
+async fn the_ballast_is_made_where_there_is_room_and_goes_with_its_key() {
+    const BALLAST: u64 = 1 << 20;
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join(medium::BALLAST);
+    let available = Arc::new(AtomicU64::new(BALLAST + 99));
+    let probe = Arc::clone(&available);
+    let with = |ballast_bytes| Options {
+        headroom_bytes: Some(100),
+        ballast_bytes,
+        free_space: {
+            let probe = Arc::clone(&probe);
+            Arc::new(move |_| {
+                let available = probe.load(Ordering::Relaxed);
+                Ok(FreeSpace {
+                    total: 1 << 30,
+                    available,
+                })
+            })
+        },
+        ..options()
+    };
+    let store = open_with(dir.path(), with(BALLAST)).await;
+    assert!(!file.exists(), "a byte short of room");
+    available.store(BALLAST + 100, Ordering::Relaxed);
+    enqueue(&store, 1).await.unwrap();
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), BALLAST);
+    assert_eq!(store.stats().ballast_bytes, BALLAST);
+    store.close().await;
+
+    available.store(0, Ordering::Relaxed);
+    let store = open_with(dir.path(), with(BALLAST)).await;
+    assert_eq!(store.stats().ballast_bytes, BALLAST, "found again");
+    store.close().await;
+    let store = open_with(dir.path(), with(0)).await;
+    assert!(!file.exists() && store.stats().ballast_bytes == 0);
+    store.close().await;
+}
+
+#[test]
+fn the_default_headroom_has_both_bounds() {
+    for (total, expected) in [(0, 64 << 20), (4 << 30, 4 << 30), (1 << 40, 1 << 30)] {
+        let expected: u64 = if total == 4 << 30 {
+            total / 20
+        } else {
+            expected
+        };
+        assert_eq!(default_headroom(total), expected, "{total}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_a_newer_version_is_left_alone() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path()).await;
+    enqueue(&store, 1).await.unwrap();
+    store.close().await;
+    let file = dir.path().join(recover::FILE);
+    rows::stage_schema(&file, 99);
+    let store = EmbeddedStore::open(dir.path(), options()).unwrap();
+    let refused = store.ready().await;
+    assert!(
+        matches!(refused, Err(OpenError::Newer { version: 99, .. })),
+        "{refused:?}"
+    );
+    store.close().await;
+    let beside = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(beside, 2, "the file and the lock: nothing was set aside");
+    rows::stage_schema(&file, 1);
+    let store = open(dir.path()).await;
+    assert_eq!(store.counts(QUEUE, at(0)).await.unwrap().ready, 1);
+    store.close().await;
+}
+
+/// A file as the first layout wrote it, made by `write_a_file_of_this_layout`: whoever changes the
+/// layout adds one of the layout before, and this goes on to read them all.
+#[tokio::test]
+async fn files_of_every_earlier_layout_are_read() {
+    for (name, bytes) in [(
+        "queue-v1.redb",
+        &include_bytes!("../../tests/data/queue-v1.redb")[..],
+    )] {
+        let dir = TempDir::new().unwrap();
+        std::fs::write(dir.path().join(recover::FILE), bytes).unwrap();
+        let store = open(dir.path()).await;
+        damage::Story::read_back(&store, name).await;
+        store.close().await;
+    }
+}
+
+/// Writes the file of the test above anew when asked to.
+#[tokio::test]
+async fn write_a_file_of_this_layout() {
+    let Some(to) = std::env::var_os("OUTRIGGER_WRITE_QUEUE_FILE") else {
+        return;
+    };
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path()).await;
+    damage::Story::write(&store).await;
+    store.shared.db_mut().as_mut().unwrap().compact().unwrap();
+    store.close().await;
+    std::fs::copy(dir.path().join(recover::FILE), to).unwrap();
+}
+
+#[tokio::test]
 async fn a_disk_that_the_store_filled_is_given_back_when_it_is_empty() {
     const VOLUME: u64 = 100 << 20;
     const REQUIRED: u64 = 64 << 20;
@@ -340,7 +446,7 @@ async fn a_disk_that_the_store_filled_is_given_back_when_it_is_empty() {
         })
     });
     let options = Options {
-        min_free_bytes: REQUIRED,
+        headroom_bytes: Some(REQUIRED),
         free_space,
         ..options()
     };

@@ -16,6 +16,7 @@ use redb::Database;
 use tracing::{debug, error, info, warn};
 
 use super::engine::{Engine, Reads};
+use super::medium::Medium;
 use super::options::{OpenError, Options};
 use super::recover::{FILE, Failed, open_file, rebuild};
 use super::rows::Fault;
@@ -41,6 +42,7 @@ const COMPACT_PAUSE: Duration = Duration::from_secs(5);
 pub(super) struct Writer {
     pub(super) dir: PathBuf,
     pub(super) options: Arc<Options>,
+    pub(super) medium: Medium,
     pub(super) shared: Arc<Shared>,
     pub(super) ops: Receiver<Op>,
 }
@@ -163,6 +165,9 @@ impl Writer {
 
     /// Opens the file; a panic over it means that it is damaged.
     fn open(&self, last_token: u64) -> Result<(Engine, FileId), Failed> {
+        if let Err(error) = self.shared.ballast.find() {
+            warn!(%error, "the ballast of the queue's volume is not to be had");
+        }
         let shared = Arc::clone(&self.shared);
         let mut engine = Engine::new(
             Arc::clone(&self.options),
@@ -171,8 +176,9 @@ impl Writer {
             last_token,
         );
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let (mut db, id) = open_file(&self.dir, &self.options)?;
+            let (mut db, id) = open_file(&self.dir, &self.options, &self.medium, &self.shared)?;
             rebuild(&mut db, &mut engine, &self.dir, &self.shared)?;
+            engine.look_at_disk()?;
             Ok((db, id))
         }));
         let (db, id) = opened.unwrap_or_else(|_| {
