@@ -26,6 +26,7 @@ pub mod features;
 pub mod forward;
 pub mod health;
 pub mod hedge;
+pub mod home;
 pub mod http;
 pub mod http1;
 pub mod http2;

@@ -74,7 +74,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Io, peer: Rc<context::Connection>
         searched: 0,
     };
     let peer = connection.peer.peer;
-    match connection.run().await {
+    match clock::in_turns(connection.run()).await {
         End::Closed => {}
         End::Tunnel(tunnel) => {
             let Connection { worker, shared, .. } = connection;

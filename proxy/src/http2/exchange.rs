@@ -3,7 +3,8 @@
 //! Stands on the life of a request.
 
 use std::cell::Cell;
-use std::future::Future as _;
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -16,6 +17,7 @@ use http_body::Body as _;
 use tracing::debug;
 
 use crate::forward;
+use crate::http::body::ResponseBody;
 use crate::http::context::Connection;
 use crate::http::incoming::Incoming;
 use crate::http::switch::{self, Switch};
@@ -28,15 +30,18 @@ use crate::worker::Worker;
 
 /// Serves `request` and sends its answer through `respond`.
 ///
+/// What is done at once with the head is done before there is a future: whoever holds it moves it
+/// several times, so it holds no more than it waits with.
+///
 /// # Cancel safety
 /// Dropping the future abandons the request and resets its stream.
-pub async fn serve(
+pub fn serve(
     worker: Rc<Worker>,
     connection: Rc<Connection>,
-    mut stream: Stream,
+    stream: Stream,
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-) {
+    respond: SendResponse<Bytes>,
+) -> impl Future<Output = ()> {
     let (mut head, recv) = request.into_parts();
     let head_only = head.method == Method::HEAD;
     let (mut body, tunnelled) = if head.method == Method::CONNECT {
@@ -50,10 +55,44 @@ pub async fn serve(
         wanted = expected(&head.headers, &mut body);
     }
     let request = Request::from_parts(head, Incoming::Http2Request(body));
-    let response = {
-        // In a box of its own: it is large, and whoever holds this future moves it several times.
-        let mut serving = Box::pin(forward::serve(&worker, &connection, request));
-        std::future::poll_fn(|cx| {
+    let serving = {
+        let worker = Rc::clone(&worker);
+        Box::pin(async move { forward::serve(&worker, &connection, request).await })
+    };
+    let call = Served {
+        worker,
+        stream,
+        respond,
+        head_only,
+        tunnelled,
+    };
+    call.answer(serving, wanted)
+}
+
+/// A request that is being served.
+struct Served {
+    worker: Rc<Worker>,
+    stream: Stream,
+    respond: SendResponse<Bytes>,
+    head_only: bool,
+    tunnelled: Option<RecvStream>,
+}
+
+impl Served {
+    /// Waits for the answer and sends it.
+    async fn answer(
+        self,
+        mut serving: Pin<Box<impl Future<Output = Response<ResponseBody>>>>,
+        mut wanted: Option<Rc<Cell<bool>>>,
+    ) {
+        let Self {
+            worker,
+            mut stream,
+            mut respond,
+            head_only,
+            tunnelled,
+        } = self;
+        let answered = std::future::poll_fn(|cx| {
             if let Poll::Ready(response) = serving.as_mut().poll(cx) {
                 return Poll::Ready(Some(response));
             }
@@ -65,37 +104,37 @@ pub async fn serve(
             }
             // The caller may not want it any more.
             respond.poll_reset(cx).map(|_| None)
-        })
-        .await
-    };
-    let Some(response) = response else {
-        return;
-    };
-    let (mut head, mut body) = response.into_parts();
-    let fields = &mut head.headers;
-    if !fields.contains_key(DATE) {
-        fields.insert(DATE, worker.date_value());
-    }
-    if let (Some(tunnel), Some(recv)) = (body.take_tunnel(), tunnelled) {
-        stream.answered();
-        return Box::pin(carry(&worker, head, tunnel, recv, respond)).await;
-    }
-    let ended = head_only || body.is_end_stream();
-    if !ended && let Some(length) = body.size_hint().exact() {
-        let length = || HeaderValue::from(length);
-        fields.entry(CONTENT_LENGTH).or_insert_with(length);
-    }
-    let Some(sending) = begin(&mut respond, head, ended) else {
-        return;
-    };
-    if !ended {
-        let mut answer = Answer::new(&worker, body, sending);
-        match std::future::poll_fn(|cx| answer.poll(cx)).await {
-            Sent::Ended => {}
-            Sent::Gone => return,
+        });
+        let Some(response) = answered.await else {
+            return;
+        };
+        drop(serving);
+        let (mut head, mut body) = response.into_parts();
+        let fields = &mut head.headers;
+        if !fields.contains_key(DATE) {
+            fields.insert(DATE, worker.date_value());
         }
+        if let (Some(tunnel), Some(recv)) = (body.take_tunnel(), tunnelled) {
+            stream.answered();
+            return Box::pin(carry(&worker, head, tunnel, recv, respond)).await;
+        }
+        let ended = head_only || body.is_end_stream();
+        if !ended && let Some(length) = body.size_hint().exact() {
+            let length = || HeaderValue::from(length);
+            fields.entry(CONTENT_LENGTH).or_insert_with(length);
+        }
+        let Some(sending) = begin(&mut respond, head, ended) else {
+            return;
+        };
+        if !ended {
+            let mut answer = Answer::new(&worker, body, sending);
+            match std::future::poll_fn(|cx| answer.poll(cx)).await {
+                Sent::Ended => {}
+                Sent::Gone => return,
+            }
+        }
+        stream.answered();
     }
-    stream.answered();
 }
 
 /// What tells that the body is wanted, to a caller that waits for that (RFC 9110 §10.1.1).

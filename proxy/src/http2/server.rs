@@ -125,15 +125,21 @@ where
         }
         if leave {
             driver.graceful_shutdown();
+            turn.connection.wake();
         }
-        turn.poll(cx, |cx| {
+        turn.poll(cx, || {
             // First what answers, so that it leaves with the reading that follows.
-            while let Poll::Ready(Some(())) = running.poll_next_unpin(cx) {}
-            if streams.are_abused() {
-                return Poll::Ready(End::Abused);
+            if let Some(mut cx) = turn.requests.woken() {
+                while let Poll::Ready(Some(())) = running.poll_next_unpin(&mut cx) {}
+                if streams.are_abused() {
+                    return Poll::Ready(End::Abused);
+                }
             }
+            let Some(mut cx) = turn.connection.woken() else {
+                return Poll::Pending;
+            };
             loop {
-                match driver.poll_accept(cx) {
+                match driver.poll_accept(&mut cx) {
                     Poll::Ready(Some(Ok((request, respond)))) => {
                         let (worker, connection) = (Rc::clone(worker), Rc::clone(connection));
                         let stream = streams.begin();
@@ -141,7 +147,7 @@ where
                             exchange::serve(worker, connection, stream, request, respond);
                         running.push(exchange);
                         // It has to be polled once before anything wakes it.
-                        cx.waker().wake_by_ref();
+                        turn.requests.wake();
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(End::Broken(error)),
                     Poll::Ready(None) => return Poll::Ready(End::Served),

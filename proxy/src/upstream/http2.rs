@@ -25,6 +25,7 @@ use crate::http::body::RequestBody;
 use crate::http::incoming::{Incoming, PeerError};
 use crate::io::Io;
 use crate::upstream::connect::{CONNECTION_WINDOW, Limits, STREAM_WINDOW};
+use crate::upstream::doorbell::Doorbell;
 use crate::upstream::pool::{Outgoing, SendError};
 use crate::wheel::Wheel;
 
@@ -48,6 +49,7 @@ pub struct Connection {
 struct State {
     streams: Cell<usize>,
     ended: Cell<bool>,
+    doorbell: Doorbell,
 }
 
 /// Opens a connection over `stream`. Its task runs on this worker until it ends.
@@ -103,7 +105,8 @@ async fn drive(
     let mut asked = false;
     std::future::poll_fn(|cx| {
         loop {
-            if Pin::new(&mut driver).poll(cx).is_ready() {
+            let polled = Pin::new(&mut driver).poll(&mut state.doorbell.answer(cx));
+            if polled.is_ready() {
                 return Poll::Ready(());
             }
             let Some(pings) = &mut pings else {
@@ -140,7 +143,13 @@ impl Connection {
     /// Counts a request until the guard is dropped.
     pub fn begin(self: &Rc<Self>) -> Stream {
         self.state.streams.set(self.streams() + 1);
+        self.settle();
         Stream(Rc::clone(self))
+    }
+
+    /// Lets its task do what could wait when the last request ended.
+    pub fn settle(&self) {
+        self.state.doorbell.settle();
     }
 
     /// Whether it takes a request now. One that is going away counts as closed from here on.
@@ -173,6 +182,7 @@ impl Connection {
     ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + use<> {
         let ended = body.is_end_stream();
         let sent = self.sender.borrow_mut().send_request(head.http2(), ended);
+        let state = Rc::clone(&self.state);
         async move {
             let (mut response, stream) = match sent {
                 Ok(sent) => sent,
@@ -196,9 +206,21 @@ impl Connection {
             };
             // Rare: the answer came before the request's end.
             let upload = upload.map(Box::new);
-            let stream = ResponseStream { recv, upload, left };
+            let stream = ResponseStream {
+                recv: Some(recv),
+                upload,
+                left,
+                state,
+            };
             Ok(Response::from_parts(head, Incoming::Http2Response(stream)))
         }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The sender goes next, and the task must notice.
+        self.settle();
     }
 }
 
@@ -328,16 +350,29 @@ fn refused(error: &h2::Error) -> bool {
 
 /// The body of a response.
 pub struct ResponseStream {
-    recv: RecvStream,
+    /// None while it is dropped.
+    recv: Option<RecvStream>,
     /// What is left to send of the request.
     upload: Option<Box<Upload>>,
     left: Option<u64>,
+    state: Rc<State>,
+}
+
+impl Drop for ResponseStream {
+    fn drop(&mut self) {
+        // Beside others, and where something is left to be said of it, the task runs anyway.
+        let last = self.state.streams.get() == 0;
+        if last && self.upload.is_none() && self.is_end_stream() {
+            let state = Rc::clone(&self.state);
+            state.doorbell.mute(|| self.recv = None);
+        }
+    }
 }
 
 impl ResponseStream {
     /// Whether nothing more comes.
     pub fn is_end_stream(&self) -> bool {
-        self.recv.is_end_stream()
+        self.recv.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     /// What is still to come, if it was announced.
@@ -352,10 +387,13 @@ impl ResponseStream {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, PeerError>>> {
         self.poll_upload(cx);
-        match ready!(self.recv.poll_data(cx)) {
+        let Some(recv) = &mut self.recv else {
+            return Poll::Ready(None);
+        };
+        match ready!(recv.poll_data(cx)) {
             Some(Ok(data)) => {
                 // Taken: the peer may send as much again. Fails only when the stream is over.
-                let _ = self.recv.flow_control().release_capacity(data.len());
+                let _ = recv.flow_control().release_capacity(data.len());
                 self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
@@ -369,7 +407,7 @@ impl ResponseStream {
                 Poll::Ready(None)
             }
             Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
-            None => match ready!(self.recv.poll_trailers(cx)) {
+            None => match ready!(recv.poll_trailers(cx)) {
                 Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
                 Err(error) => Poll::Ready(Some(Err(error.into()))),
             },

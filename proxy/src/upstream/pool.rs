@@ -317,6 +317,7 @@ impl Pool {
             .borrow_mut()
             .retain(|c| !outlived && c.connection.is_ready() && !old(c.made) && !stale(c.since));
         self.shared.borrow_mut().retain(|c| {
+            c.connection.settle();
             let unused = c.connection.streams() == 0;
             let spent = outlived || stale(c.since.get());
             !(c.connection.is_closed() || old(c.made) || (unused && spent))

@@ -274,5 +274,6 @@ async fn a_deadline_goes_through_two_sidecars() {
         .strip_suffix('u')
         .and_then(|digits| digits.parse().ok())
         .unwrap_or_else(|| panic!("{told}"));
-    assert!((1..5_000_000).contains(&micros), "{told}");
+    // None has passed where all was done in one turn.
+    assert!((1..=5_000_000).contains(&micros), "{told}");
 }

@@ -3,17 +3,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use outrigger_tests::client::Client;
 use outrigger_tests::client::{Answer, Ask};
 use outrigger_tests::frames::{
-    self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, OK, RST_STREAM, frame, go_away, peer,
-    refused,
+    self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, OK, RST_STREAM, SETTINGS, frame, go_away,
+    peer, refused,
 };
 use outrigger_tests::mesh::{Sidecar, route, service, service_h2};
 use outrigger_tests::raw::{Act, Origin, black_hole, tell};
 use outrigger_tests::upstream::{Raw, nobody};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Notify;
 
 use crate::rig::CALM;
 
@@ -157,6 +159,34 @@ async fn what_an_h2_service_does_to_a_stream_is_told_as_what_it_is() {
     }
 }
 
+/// With the last stream ended there is nobody left to look at the connection.
+#[tokio::test]
+async fn a_connection_that_was_said_goodbye_to_is_closed_without_another_request() {
+    let closed = Arc::new(Notify::new());
+    let seen = Arc::clone(&closed);
+    let upstream = Raw::start(move |mut stream| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let mut preface = [0; 24];
+            let _ = stream.read_exact(&mut preface).await;
+            let _ = stream.write_all(&frame(SETTINGS, 0, 0, &[])).await;
+            while let Some(got) = frames::read(&mut stream).await {
+                if got.kind == HEADERS {
+                    let last = [go_away(got.stream), frames::answered(got.stream)].concat();
+                    let _ = stream.write_all(&last).await;
+                }
+            }
+            seen.notify_one();
+        }
+    })
+    .await;
+    let sidecar = Sidecar::start(service_h2("orders", &[upstream.addr], CALM)).await;
+    assert_eq!(sidecar.get("orders", "/").await.status, 200);
+    let patience = Duration::from_secs(30);
+    let ended = tokio::time::timeout(patience, closed.notified()).await;
+    ended.expect("the sidecar closes what it cannot use");
+}
+
 #[tokio::test]
 async fn an_h2_service_that_is_none_is_told_as_such() {
     let upstream = Raw::start(|mut stream| async move {
@@ -191,7 +221,7 @@ async fn an_h2_response_that_breaks_off_is_never_a_short_whole_one() {
                 let head = frame(HEADERS, END_HEADERS, got.stream, OK);
                 let start = frame(DATA, 0, got.stream, b"hello");
                 let _ = stream.write_all(&[head, start].concat()).await;
-                tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+                tokio::time::sleep(Duration::from_millis(30)).await;
                 let last = end(got.stream);
                 if last.is_empty() {
                     return;
@@ -275,7 +305,7 @@ async fn a_connection_that_closed_before_the_request_costs_nothing() {
                 .await;
             assert_eq!(answer.status, 200, "{method} {n}: {}", answer.text());
             // It closes by then.
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
     assert_eq!(origin.seen().len(), 40);
