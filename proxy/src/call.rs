@@ -21,7 +21,7 @@ use http::{HeaderMap, HeaderValue, Response, Uri, request};
 use http_body::Body as _;
 use outrigger_core::edit::HeaderEdits;
 use outrigger_core::error_code::ErrorCode;
-use outrigger_core::headers::{self, StripPolicy};
+use outrigger_core::headers::{self, Field, Present, StripPolicy};
 use outrigger_core::host::parse_authority;
 use outrigger_core::retry::{self, RequestFacts};
 use outrigger_core::route::RequestView;
@@ -102,6 +102,8 @@ pub struct Call {
     /// Which endpoints of its service it asks for, when not any.
     affinity: Option<Box<Affinity>>,
     prepared: HeaderMap,
+    /// What its head had when it came.
+    present: Present,
     /// The request carries an idempotency key.
     keyed: bool,
     /// Which attempt of a sidecar before us it is; 0 when none says so.
@@ -130,7 +132,7 @@ impl Call {
         call.original = connection.original;
         if let Some(caller) = &connection.caller {
             call.caller = Some(Rc::clone(caller));
-            call.caller_timeout = caller_timeout(&call.parts.headers, true, call.grpc);
+            call.caller_timeout = call.read_timeout(true);
         }
         call
     }
@@ -154,7 +156,8 @@ impl Call {
         let start = clock::now();
         let snapshot = worker.snapshot();
         let switch = parts.extensions.remove::<Switch>();
-        let grpc = is_grpc(&parts.headers);
+        let present = Present::of(&parts.headers);
+        let grpc = present.has(Field::ContentType) && is_grpc(&parts.headers);
         let generation = snapshot.generation;
         let arrival = Arrival {
             start,
@@ -164,8 +167,8 @@ impl Call {
             grpc,
         };
         let observation = Observation::start(worker, &parts, arrival);
-        Self {
-            caller_timeout: caller_timeout(&parts.headers, direction == Direction::Outbound, grpc),
+        let mut call = Self {
+            caller_timeout: None,
             worker: Rc::clone(worker),
             snapshot,
             parts,
@@ -192,9 +195,22 @@ impl Call {
             affinity: None,
             duplicate: None,
             prepared: HeaderMap::new(),
+            present,
             keyed: false,
             peer_attempt: 0,
             authority: None,
+        };
+        call.caller_timeout = call.read_timeout(direction == Direction::Outbound);
+        call
+    }
+
+    /// The time that is left by the caller's word; `ours` says whether our own field counts.
+    fn read_timeout(&self, ours: bool) -> Option<Duration> {
+        let grpc = self.grpc && self.present.has(Field::GrpcTimeout);
+        let ours = ours && self.present.has(Field::Ours);
+        match grpc || ours {
+            true => caller_timeout(&self.parts.headers, ours, grpc),
+            false => None,
         }
     }
 
@@ -370,13 +386,20 @@ impl Call {
     /// Makes the fields that every attempt sends out of those that came.
     pub fn prepare_headers(&mut self) {
         let mut fields = std::mem::take(&mut self.parts.headers);
-        headers::strip_hop_by_hop(&mut fields);
-        if self.direction == Direction::Outbound {
-            self.peer_attempt = headers::attempt_of_peer(&fields);
+        let present = self.present;
+        if present.has(Field::HopByHop) {
+            headers::strip_hop_by_hop(&mut fields);
         }
-        headers::strip_outrigger(&mut fields, self.strip_policy());
-        // 100 is answered where the body is read.
-        fields.remove(EXPECT);
+        if present.has(Field::Ours) {
+            if self.direction == Direction::Outbound {
+                self.peer_attempt = headers::attempt_of_peer(&fields);
+            }
+            headers::strip_outrigger(&mut fields, self.strip_policy());
+        }
+        if present.has(Field::Expect) {
+            // 100 is answered where the body is read.
+            fields.remove(EXPECT);
+        }
         // Our own application is trusted; on the other side a peer without identity is not.
         let trusted = self.direction == Direction::Outbound || self.caller.is_some();
         if self.direction == Direction::Inbound {
@@ -386,17 +409,20 @@ impl Call {
             let forwarded = caller.forwarded(self.original_caller.as_deref());
             fields.insert(headers::X_FORWARDED_CLIENT_CERT, forwarded);
         }
-        headers::set_forwarded_proto(&mut fields, false, trusted);
-        let id = headers::ensure_request_id(&mut fields, &mut self.worker.rng());
+        headers::set_forwarded_proto(&mut fields, present, false, trusted);
+        let id = headers::ensure_request_id(&mut fields, present, &mut self.worker.rng());
         self.observation.request_id(&id);
         if self.authority.is_none() {
             self.authority = self.find_authority().ok().flatten();
         }
-        fields.remove(HOST);
+        if present.has(Field::Host) {
+            fields.remove(HOST);
+        }
         if let Some(switch) = &self.switch {
             switch.mark(&mut fields);
         }
-        self.keyed = fields.contains_key(headers::IDEMPOTENCY_KEY);
+        self.keyed =
+            present.has(Field::IdempotencyKey) && fields.contains_key(headers::IDEMPOTENCY_KEY);
         self.prepared = fields;
     }
 
@@ -467,7 +493,11 @@ impl Call {
         now: Mono,
     ) {
         if self.direction == Direction::Outbound && !self.is_foreign() {
-            fields.insert(headers::ATTEMPT, HeaderValue::from(attempt));
+            let number = match attempt {
+                1 => HeaderValue::from_static("1"),
+                more => HeaderValue::from(more),
+            };
+            fields.insert(headers::ATTEMPT, number);
         }
         if let Some(statement) = &self.statement {
             match endpoint.peers() {
@@ -577,14 +607,16 @@ impl Call {
         }
     }
 
-    /// Removes from an upstream's answer what only a sidecar may say, and says it.
-    /// `meshed` says that another sidecar answered.
+    /// Removes from an upstream's answer what ends at this hop and what only a sidecar may say, and
+    /// says it. `meshed` says that another sidecar answered.
     pub fn clean_response(&self, fields: &mut HeaderMap, meshed: bool) {
-        let from = match meshed {
-            true => StripPolicy::MeshPeer,
-            false => StripPolicy::Untrusted,
-        };
-        headers::strip_outrigger(fields, from);
+        let present = Present::of(fields);
+        if present.has(Field::HopByHop) {
+            headers::strip_hop_by_hop(fields);
+        }
+        if present.has(Field::Ours) && !meshed {
+            headers::strip_outrigger(fields, StripPolicy::Untrusted);
+        }
         if let Some(affinity) = &self.affinity {
             affinity.begin_session(fields);
         }

@@ -413,7 +413,6 @@ fn pass_on(
     } = answer;
     let (mut parts, incoming) = response.into_parts();
     let switched = Switch::of_answer(&parts);
-    headers::strip_hop_by_hop(&mut parts.headers);
     call.clean_response(&mut parts.headers, meshed);
     if let Some(note) = skipped(stop) {
         parts

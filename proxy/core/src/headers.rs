@@ -8,6 +8,7 @@ mod forwarded;
 mod hop;
 mod key;
 mod prefer;
+mod present;
 mod trace;
 mod underscore;
 
@@ -21,6 +22,7 @@ pub use hop::{
 };
 pub use key::{BadKey, idempotency_key};
 pub use prefer::{Prefer, parse_prefer};
+pub use present::{Field, Present};
 pub use trace::TraceContext;
 pub use underscore::{HasUnderscore, Underscores, screen_underscores};
 

@@ -7,6 +7,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
 
+use foldhash::fast::RandomState;
+
 /// DNS allows 253 characters.
 const LONGEST: usize = 253;
 
@@ -33,17 +35,21 @@ pub fn parse_authority(authority: &str) -> Option<(Cow<'_, str>, Option<u16>)> {
         return Some((host, port));
     }
     let host = host.strip_suffix('.').unwrap_or(host);
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    let is_name = !host.is_empty()
-        && host.len() <= LONGEST
-        && host.bytes().all(allowed)
-        && !host.starts_with('.')
-        && !host.ends_with('.')
-        && !host.contains("..");
-    if !is_name {
+    // Labels of at least one character: no dot follows another, or the beginning, or ends it.
+    let (mut previous, mut upper) = (b'.', false);
+    for byte in host.bytes() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => {}
+            b'A'..=b'Z' => upper = true,
+            b'.' if previous != b'.' => {}
+            _ => return None,
+        }
+        previous = byte;
+    }
+    if previous == b'.' || host.len() > LONGEST {
         return None;
     }
-    let host = match host.bytes().any(|b| b.is_ascii_uppercase()) {
+    let host = match upper {
         true => Cow::Owned(host.to_ascii_lowercase()),
         false => Cow::Borrowed(host),
     };
@@ -88,9 +94,9 @@ impl std::error::Error for BadHost {}
 /// `example.org` (Gateway API, Hostname).
 #[derive(Clone, Debug)]
 pub struct HostTable<T> {
-    exact: HashMap<Box<str>, Ports<T>>,
+    exact: HashMap<Box<str>, Ports<T>, RandomState>,
     /// By the suffix after `*.`; the empty suffix is `*`.
-    wildcards: HashMap<Box<str>, Ports<T>>,
+    wildcards: HashMap<Box<str>, Ports<T>, RandomState>,
 }
 
 #[derive(Clone, Debug)]
@@ -102,8 +108,8 @@ struct Ports<T> {
 impl<T> Default for HostTable<T> {
     fn default() -> Self {
         HostTable {
-            exact: HashMap::new(),
-            wildcards: HashMap::new(),
+            exact: HashMap::default(),
+            wildcards: HashMap::default(),
         }
     }
 }

@@ -327,9 +327,10 @@ proptest! {
         let list = list[0].to_str().unwrap();
         prop_assert!(list.ends_with("10.9.8.7"));
         prop_assert!(trusted || list == "10.9.8.7");
-        headers::set_forwarded_proto(&mut map, false, trusted);
+        let present = headers::Present::of(&map);
+        headers::set_forwarded_proto(&mut map, present, false, trusted);
         prop_assert!(trusted || values(&map, &headers::X_FORWARDED_PROTO) == ["http"]);
-        let id = headers::ensure_request_id(&mut map, &mut fastrand::Rng::with_seed(seed));
+        let id = headers::ensure_request_id(&mut map, present, &mut fastrand::Rng::with_seed(seed));
         prop_assert_eq!(values(&map, &headers::X_REQUEST_ID), [&id]);
         prop_assert!(id.len() <= 128 && id.as_bytes().iter().all(u8::is_ascii_graphic));
         headers::screen_underscores(&mut map, Underscores::Drop).unwrap();

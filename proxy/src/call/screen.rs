@@ -10,7 +10,7 @@ use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Uri, Version};
 use outrigger_core::error_code::ErrorCode;
-use outrigger_core::headers::screen_underscores;
+use outrigger_core::headers::{Field, screen_underscores};
 use outrigger_core::host::parse_authority;
 use outrigger_core::path;
 
@@ -47,10 +47,13 @@ impl Call {
     /// RFC 9112 §3.2 and RFC 9113 §8.3.1: one host, well-formed, and in HTTP/2 the same in
     /// `:authority` and `Host`. HTTP/1.0 needs none.
     fn screen_host(&mut self) -> Result<(), ProxyError> {
-        let mut hosts = self.parts.headers.get_all(HOST).iter();
-        let host = hosts.next();
-        if hosts.next().is_some() {
-            return Err(bad("the request has several Host fields"));
+        let mut host = None;
+        if self.present.has(Field::Host) {
+            let mut hosts = self.parts.headers.get_all(HOST).iter();
+            host = hosts.next();
+            if hosts.next().is_some() {
+                return Err(bad("the request has several Host fields"));
+            }
         }
         let asked = self.parts.uri.authority();
         if let (Version::HTTP_2, Some(asked), Some(host)) = (self.parts.version, asked, host)

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderValue};
 
-use super::{X_FORWARDED_FOR, X_FORWARDED_PROTO, X_REQUEST_ID};
+use super::{Field, Present, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_REQUEST_ID};
 
 /// An id from outside is taken over up to this length.
 const LONGEST_ID: usize = 128;
@@ -29,9 +29,10 @@ pub fn append_forwarded_for(headers: &mut HeaderMap, peer: IpAddr, trusted: bool
     }
 }
 
-/// Sets `x-forwarded-proto` to `http` or `https`; keeps what a `trusted` peer said.
-pub fn set_forwarded_proto(headers: &mut HeaderMap, tls: bool, trusted: bool) {
-    if trusted && headers.contains_key(X_FORWARDED_PROTO) {
+/// Sets `x-forwarded-proto` to `http` or `https`; keeps what a `trusted` peer said. `present` is
+/// what the head had.
+pub fn set_forwarded_proto(headers: &mut HeaderMap, present: Present, tls: bool, trusted: bool) {
+    if trusted && present.has(Field::ForwardedProto) {
         return;
     }
     let proto = HeaderValue::from_static(if tls { "https" } else { "http" });
@@ -40,14 +41,21 @@ pub fn set_forwarded_proto(headers: &mut HeaderMap, tls: bool, trusted: bool) {
 
 /// The request's id: the one it came with, if it is 1 to 128 visible characters, else a new one
 /// (a random UUID). Marked sensitive, which keeps a value that never repeats out of HPACK's tables.
-pub fn ensure_request_id(headers: &mut HeaderMap, rng: &mut fastrand::Rng) -> HeaderValue {
+/// `present` is what the head had.
+pub fn ensure_request_id(
+    headers: &mut HeaderMap,
+    present: Present,
+    rng: &mut fastrand::Rng,
+) -> HeaderValue {
     let usable = |id: &&HeaderValue| {
         (1..=LONGEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
     };
-    let mut id = match headers.get(X_REQUEST_ID).filter(usable) {
-        Some(id) => id.clone(),
-        None => HeaderValue::from_bytes(&uuid(rng)).expect("hexadecimal and dashes"),
+    let came = match present.has(Field::RequestId) {
+        true => headers.get(X_REQUEST_ID).filter(usable).cloned(),
+        false => None,
     };
+    let mut id = came
+        .unwrap_or_else(|| HeaderValue::from_bytes(&uuid(rng)).expect("hexadecimal and dashes"));
     id.set_sensitive(true);
     headers.insert(X_REQUEST_ID, id.clone());
     id
@@ -92,7 +100,8 @@ mod tests {
         let check = |trusted, expected: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("https"));
-            set_forwarded_proto(&mut headers, false, trusted);
+            let present = Present::of(&headers);
+            set_forwarded_proto(&mut headers, present, false, trusted);
             assert_eq!(headers[X_FORWARDED_PROTO], expected);
         };
         check(true, "https");
@@ -105,7 +114,8 @@ mod tests {
         let mut check = |id: &str, kept: bool| {
             let mut headers = HeaderMap::new();
             headers.insert(X_REQUEST_ID, HeaderValue::from_str(id).unwrap());
-            let now = ensure_request_id(&mut headers, &mut rng);
+            let present = Present::of(&headers);
+            let now = ensure_request_id(&mut headers, present, &mut rng);
             assert_eq!(now == id, kept, "{id:?}");
             assert_eq!(headers[X_REQUEST_ID], now);
         };

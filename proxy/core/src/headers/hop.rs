@@ -63,6 +63,12 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
     if found[AT_CONNECTION] {
         strip_nominated(headers);
+    } else if found[AT_TE]
+        && found.iter().filter(|found| **found).count() == 1
+        && says_trailers(headers)
+    {
+        // gRPC: nothing to change.
+        return;
     }
     let trailers =
         found[AT_TE] && tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
@@ -72,6 +78,12 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Whether `TE` says what is left of it, and nothing else.
+fn says_trailers(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(TE).iter();
+    values.next().is_some_and(|value| value == "trailers") && values.next().is_none()
 }
 
 /// The fields that end at each hop.
