@@ -11,7 +11,7 @@ import time
 from common import (
     LOAD_CORE, PROXY_CORE, Load, LoadFailed, Server, bench_tool, free_port, on_core, program,
 )
-from peers import PEERS, Origins, temp_paths
+from peers import PEERS, Origins, make_certificate, temp_paths
 
 RATE = 4_000
 
@@ -36,11 +36,16 @@ SCENARIOS = {
     "h1-10k": Scenario("HTTP/1.1 keep-alive, 10 KiB, 32 connections", "h1", "/10k", h2load=H1),
     "h2c": Scenario("h2c, 100 B, 4 connections of 32 streams (nginx: h1 upstream)", "h2", h2load=H2),
     "grpc": Scenario("gRPC unary, 100 B each way, 4 connections of 32 streams", "grpc", h2load=H2),
-    "tls": Scenario("TLS 1.3 in, HTTP/1.1 out, 100 B, 32 connections", "tls", h2load=H1),
+    "tls": Scenario("mutual TLS 1.3 in, HTTP/1.1 out, 100 B, 32 connections", "tls",
+                    command="closed", options={"connections": 32}),
+    "handshakes": Scenario("a new mutual TLS 1.3 connection per request, nothing resumed", "tls",
+                           command="connect", options={"concurrency": 16}, requests=4_000),
     "chain": Scenario("two proxies, HTTP/1.1 between them, CPU of both", "chain",
                       command="closed", options={"connections": 32}),
     "chain-h2": Scenario("two proxies, h2c between them, CPU of both", "chain-h2",
                          command="closed", options={"connections": 32}),
+    "mtls": Scenario("two proxies, mutual TLS between them (h2; nginx: HTTP/1.1), CPU of both",
+                     "mtls", command="closed", options={"connections": 32}),
     "connect": Scenario("a new connection per request", "h1", command="connect",
                         options={"concurrency": 16}, requests=10_000),
     "in-flight": Scenario("4,500 connections, a request of 500 ms in flight on each", "slow",
@@ -68,7 +73,7 @@ class Bench:
         return started
 
     def start_origins(self):
-        origins = Origins(free_port(), free_port())
+        origins = Origins(free_port(), free_port(), make_certificate(self.directory))
         root = self.directory / "origin"
         root.mkdir()
         root.joinpath("10k").write_bytes(b"0123456789" * 1024)
@@ -104,7 +109,7 @@ location = /small {{ return 200 "{'x' * 100}"; }} }} }}
         """The door of the origin itself, to see what load and origin cost."""
         if kind in ("h2", "grpc", "slow"):
             return self.origins.h2, "orders"
-        return (self.origins.h1, "orders") if kind in ("h1", "chain", "chain-h2") else None
+        return None if kind == "tls" else (self.origins.h1, "orders")
 
     def measure(self, scenario, door, servers):
         """One cell of one round: CPU us and requests per second, and latencies where they count."""
@@ -121,6 +126,8 @@ location = /small {{ return 200 "{'x' * 100}"; }} }} }}
                 more["seconds"] = 2 if self.options.quick else 4
             else:
                 more["requests"] = count
+            if scenario.kind == "tls":
+                more["tls"] = self.directory
             load = Load(self.tool, scenario.command, port, authority, LOAD_CORE,
                         path=scenario.path, **more)
             load.phase("ready")
@@ -141,12 +148,11 @@ location = /small {{ return 200 "{'x' * 100}"; }} }} }}
 
     def h2load(self, scenario, door, count):
         port, authority = door
-        scheme = "https" if scenario.kind == "tls" else "http"
         command = [program("h2load"), *scenario.h2load, f"-n{count}", f"--connect-to=127.0.0.1:{port}"]
         if scenario.kind == "grpc":
             command += ["-d", self.grpc_body, "-H", "content-type: application/grpc", "-H", "te: trailers"]
         done = subprocess.run(
-            [*command, f"{scheme}://{authority}{scenario.path}"],
+            [*command, f"http://{authority}{scenario.path}"],
             capture_output=True, text=True, timeout=180, preexec_fn=on_core(LOAD_CORE),
         )
         codes = re.search(r"status codes: (\d+) 2xx", done.stdout)

@@ -95,6 +95,4 @@ def print_table(summary, memory, missing, names):
 
 
 def why_missing(name, kind):
-    if name == "outrigger":
-        return "not yet: it has no identity to terminate TLS with"
     return {"nginx": "no HTTP/2 towards a service"}.get(name, "does not do this")

@@ -3,16 +3,21 @@
 
 use std::io;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::Target;
 
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     buffer: Vec<u8>,
     any: bool,
 }
+
+/// A socket, or TLS over one.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
 /// The bytes of a request.
 pub(crate) fn request(target: &Target, path: &str, close: bool) -> Vec<u8> {
@@ -35,6 +40,10 @@ impl Connection {
     pub(crate) async fn open(target: &Target) -> io::Result<Self> {
         let stream = TcpStream::connect(target.to).await?;
         stream.set_nodelay(true)?;
+        let stream: Box<dyn Stream> = match &target.tls {
+            None => Box::new(stream),
+            Some(tls) => Box::new(tls.connect(stream).await?),
+        };
         Ok(Self {
             stream,
             buffer: Vec::new(),
@@ -50,7 +59,8 @@ impl Connection {
     }
 
     pub(crate) async fn send(&mut self, request: &[u8]) -> io::Result<()> {
-        self.stream.write_all(request).await
+        self.stream.write_all(request).await?;
+        self.stream.flush().await
     }
 
     pub(crate) async fn receive(&mut self) -> io::Result<()> {

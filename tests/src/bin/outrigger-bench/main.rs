@@ -19,6 +19,7 @@ mod http2;
 mod latency;
 mod origin;
 mod rate;
+mod tls;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -113,6 +114,9 @@ struct Target {
     /// HTTP/1.1 only: count any answer as a success, not only 200.
     #[arg(long)]
     any: bool,
+    /// HTTP/1.1 only: mutual TLS with `chain.pem` and `key.pem` of this directory.
+    #[arg(long, value_name = "DIRECTORY", value_parser = tls::Tls::load)]
+    tls: Option<tls::Tls>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
