@@ -10,12 +10,7 @@ use crate::tree::{Node, Value};
 const OF_A_RULE: &[&str] = &["async.grpcAck=Operation", "async.idempotency.onUnknown"];
 
 /// Paths under a service, and under the Mesh's defaults.
-const OF_A_SERVICE: &[&str] = &[
-    "discovery.dns",
-    "discovery.kubernetes",
-    "discovery.consul",
-    "discovery.eureka",
-];
+const OF_A_SERVICE: &[&str] = &["discovery.kubernetes"];
 
 const OF_A_QUEUE: &[&str] = &[
     "backend.kafka",
@@ -33,8 +28,7 @@ const OF_A_GATEWAY_RULE: &[&str] = &[];
 pub(crate) const OF_A_PROXY: &[&str] = &["identity.controlPlane", "tracing"];
 
 /// Keys of the control plane's bootstrap file.
-pub(crate) const OF_A_CONTROL_PLANE: &[&str] =
-    &["kubernetes", "tls", "ca", "join", "protectShrink"];
+pub(crate) const OF_A_CONTROL_PLANE: &[&str] = &["kubernetes", "tls", "ca", "join"];
 
 /// The paths of a document that are set and not yet in effect.
 pub(crate) fn paths(kind: Kind, root: &Node) -> Vec<String> {

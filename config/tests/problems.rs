@@ -226,6 +226,22 @@ fn the_shape() {
         ],
     );
     check(
+        "E305",
+        &doc(
+            "MeshService",
+            "a",
+            "{discovery: {consul: {address: \"https://a\"}}}",
+        ),
+        &[
+            "2 @\"https spec.discovery.consul.address: registries are asked in plaintext only, for now: write http://",
+        ],
+    );
+    check(
+        "E107",
+        &doc("MeshService", "a", "{discovery: {eureka: {urls: []}}}"),
+        &["2 @urls spec.discovery.eureka.urls: needs at least one server"],
+    );
+    check(
         "E106",
         &doc("MeshService", "a", "{breaker: {openFor: 10}}"),
         &["2 @10 spec.breaker.openFor: expected a duration such as \"10s\", found the number 10"],

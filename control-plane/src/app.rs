@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use outrigger_config::bootstrap::{ControlPlaneBootstrap, OneOrMany};
+use outrigger_config::wire::ENDPOINTS_TYPE;
 use outrigger_config::{Loaded, Problem, Severity, Source, load, read_sources};
+use outrigger_registry::Sources;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
@@ -31,7 +33,7 @@ use crate::render::{Resources, render};
 use crate::source::file::Watch;
 use crate::state::{StateDir, StateError};
 use crate::stop::Stopper;
-use crate::world::{self, Config, Origin};
+use crate::world::{self, Config, Discovered, Origin};
 use crate::{admin, clock};
 
 /// Changes within this time travel together. Small against "under a second", large against the
@@ -124,9 +126,13 @@ pub struct App {
     /// The texts that were decided about last.
     offered: Mutex<Option<Vec<Source>>>,
     registry: Mutex<Registry>,
+    /// What is looked up in DNS, Consul and Eureka.
+    pub sources: Sources,
+    /// What was found there when the last picture was made.
+    discovered: Mutex<Discovered>,
     resources: watch::Sender<Option<Arc<Resources>>>,
     state: StateDir,
-    dirty: Notify,
+    dirty: Arc<Notify>,
     unsaved: Notify,
     started: u64,
     /// The connected sidecars.
@@ -170,6 +176,7 @@ impl App {
     pub fn metrics(&self) -> String {
         let current = self.current();
         let counts = self.with_registry(Registry::counts);
+        let standing = self.sources.standing().into_iter();
         let gauges = Gauges {
             proxies_connected: self.proxies.connected_count(),
             config_applied: current.as_ref().map_or(0, |c| c.applied),
@@ -177,6 +184,9 @@ impl App {
             instances: counts
                 .into_iter()
                 .map(|((s, state), n)| (s, state, n))
+                .collect(),
+            registries: standing
+                .map(|(service, at)| (service, at.problem.is_some(), at.kept.len()))
                 .collect(),
             process: Process::read(self.started),
         };
@@ -236,6 +246,13 @@ impl App {
             }
         }
         drop(registry);
+        let looked_up = config.services.iter().filter_map(|(service, origin)| {
+            let Origin::Discovered(origin) = origin else {
+                return None;
+            };
+            Some((service.clone(), origin.clone()))
+        });
+        self.sources.follow(&looked_up.collect());
         let mut state = self.config_state();
         let unchanged = state
             .current
@@ -323,12 +340,19 @@ impl App {
         self.take_up(config, ConfigSource::LastGood, loaded.report.problems);
     }
 
-    /// Renders the picture of this moment and shows it to all streams.
-    fn publish(&self) {
+    /// Renders the picture of this moment and shows it to all streams. A service that is new comes
+    /// with its endpoints, if its registry answers within two seconds.
+    async fn publish(&self) {
+        self.sources.asked().await;
         let Some(current) = self.current() else {
             return;
         };
-        let world = self.with_registry(|registry| world::build(&current.config, registry));
+        let (discovered, now) = (self.sources.endpoints(), clock::monotonic());
+        let build = |registry: &Registry| world::build(&current.config, registry, &discovered, now);
+        let world = self.with_registry(build);
+        if std::mem::replace(&mut *lock(&self.discovered), discovered.clone()) != discovered {
+            self.unsaved.notify_one();
+        }
         let resources = Arc::new(render(&world));
         self.resources.send_if_modified(|shown| {
             let news = shown.as_deref() != Some(&resources);
@@ -344,12 +368,21 @@ impl App {
         if let Err(e) = self.state.save_registry(&saved) {
             warn!(error = %e, "registered instances were not saved");
         }
+        let discovered = lock(&self.discovered).clone();
+        if let Err(e) = self.state.save_discovered(&discovered) {
+            warn!(error = %e, "what other registries said was not saved");
+        }
     }
 
     fn restore_registry(&self) {
+        match self.state.load_discovered() {
+            Ok(discovered) => self.sources.restore(discovered),
+            Err(e) => warn!(error = %e, "other registries are asked anew"),
+        }
+        let now = clock::monotonic();
         match self.state.load_registry() {
-            Ok(saved) => {
-                let now = clock::monotonic();
+            Ok(None) => self.change_registry(|r| (r.begin_without_memory(now), false)),
+            Ok(Some(saved)) => {
                 let count = self.change_registry(|registry| (registry.restore(saved, now), true));
                 if count > 0 {
                     info!(
@@ -358,7 +391,10 @@ impl App {
                     );
                 }
             }
-            Err(e) => error!(error = %e, "registered instances lost; they will register again"),
+            Err(e) => {
+                error!(error = %e, "registered instances lost; they will register again");
+                self.change_registry(|r| (r.begin_without_memory(now), false));
+            }
         }
     }
 
@@ -386,6 +422,22 @@ impl App {
             warn!(service, id, "instance stayed silent and is removed");
         }
         self.proxies.sweep(now);
+        self.settle(now);
+    }
+
+    /// Has the picture made anew when more of it has become certain with time alone.
+    fn settle(&self, now: Duration) {
+        let shown = self.resources.borrow().clone();
+        let (Some(shown), Some(current)) = (shown, self.current()) else {
+            return;
+        };
+        let shown = &shown.of_type(ENDPOINTS_TYPE).tentative;
+        let discovered = lock(&self.discovered);
+        let tentative =
+            |registry: &Registry| world::tentative(&current.config, registry, &discovered, now);
+        if !shown.is_empty() && self.with_registry(tentative) != *shown {
+            self.dirty.notify_one();
+        }
     }
 
     fn config_state(&self) -> MutexGuard<'_, ConfigState> {
@@ -475,14 +527,17 @@ pub async fn start(bootstrap: ControlPlaneBootstrap) -> Result<Running, StartErr
     let admin = listen("listen.admin", &wanted(&bootstrap.listen.admin, 15011)).await?;
     let (discovery_addr, admin_addr) = (discovery[0].1, admin[0].1);
 
+    let dirty = Arc::new(Notify::new());
     let app = Arc::new(App {
         config_path,
         config: Mutex::default(),
         offered: Mutex::default(),
         registry: Mutex::default(),
+        sources: Sources::new(bootstrap.protect_shrink().0, Arc::clone(&dirty)),
+        discovered: Mutex::default(),
         resources: watch::Sender::new(None),
         state,
-        dirty: Notify::new(),
+        dirty,
         unsaved: Notify::new(),
         started: clock::wall_millis() / 1000,
         proxies: Arc::default(),
@@ -493,7 +548,7 @@ pub async fn start(bootstrap: ControlPlaneBootstrap) -> Result<Running, StartErr
     files.changed().await;
     app.reload().await;
     app.fall_back();
-    app.publish();
+    app.publish().await;
 
     let stopper = Stopper::new();
     let mut tasks = JoinSet::new();
@@ -561,7 +616,7 @@ async fn publish_changes(app: Arc<App>) {
     loop {
         app.dirty.notified().await;
         sleep(PUBLISH_DEBOUNCE).await;
-        app.publish();
+        app.publish().await;
     }
 }
 

@@ -57,6 +57,9 @@ pub struct Gauges {
     pub config_applied: u64,
     /// Registered instances by service and state.
     pub instances: Vec<(String, EndpointState, u64)>,
+    /// Services in other registries: whether those do not answer, and how many endpoints are kept
+    /// although they are gone there.
+    pub registries: Vec<(String, bool, usize)>,
     /// The process.
     pub process: Process,
 }
@@ -111,6 +114,7 @@ pub fn render(counters: &Counters, gauges: &Gauges) -> String {
     metrics::with_local_recorder(&recorder, || {
         pushes(counters);
         config(counters, gauges);
+        registries(gauges);
         process(&gauges.process);
     });
     // The recorder's counters are whole numbers; processor time is not.
@@ -198,6 +202,23 @@ fn config(counters: &Counters, gauges: &Gauges) {
 }
 
 #[allow(clippy::cast_precision_loss)]
+fn registries(gauges: &Gauges) {
+    describe_gauge!(
+        "outrigger_control_plane_registry_stale",
+        "1 while DNS, Consul or Eureka do not answer for a service and what was known stays."
+    );
+    describe_gauge!(
+        "outrigger_control_plane_registry_held_endpoints",
+        "Endpoints kept although the registry suddenly lost them."
+    );
+    for (service, stale, held) in &gauges.registries {
+        let label = [("service", service.clone())];
+        gauge!("outrigger_control_plane_registry_stale", &label).set(f64::from(u8::from(*stale)));
+        gauge!("outrigger_control_plane_registry_held_endpoints", &label).set(*held as f64);
+    }
+}
+
+#[allow(clippy::cast_precision_loss)]
 fn process(process: &Process) {
     let gauges = [
         (
@@ -236,6 +257,7 @@ mod tests {
         let gauges = Gauges {
             config_version: Some("abc".into()),
             instances: vec![("shop/a\"b".into(), EndpointState::Unhealthy, 3)],
+            registries: vec![("shop/b".into(), true, 2)],
             process: Process::read(1),
             ..Gauges::default()
         };
@@ -258,6 +280,8 @@ mod tests {
             assert!(name.ends_with("_total") == text.contains(&format!("# TYPE {name} counter")));
         }
         assert!(text.contains("outrigger_control_plane_nacks_total{type=\"document\"} 1"));
+        assert!(text.contains("outrigger_control_plane_registry_stale{service=\"shop/b\"} 1"));
+        assert!(text.contains("registry_held_endpoints{service=\"shop/b\"} 2"));
         assert!(text.contains("service=\"shop/a\\\"b\",state=\"Unhealthy\"} 3"));
         assert!(!text.contains("process_resident_memory_bytes 0\n"));
     }

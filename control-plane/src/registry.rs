@@ -195,6 +195,8 @@ pub struct Registry {
     services: BTreeMap<String, BTreeMap<String, Instance>>,
     total: usize,
     swept: Option<Duration>,
+    /// When it began without any memory.
+    forgetful_since: Option<Duration>,
 }
 
 impl Registry {
@@ -307,6 +309,18 @@ impl Registry {
         self.total -= swept.removed.len();
         self.services.retain(|_, instances| !instances.is_empty());
         swept
+    }
+
+    /// It begins at `now` with nothing from an earlier process. Instances that live announce
+    /// themselves again within a `ttl`, and until then their absence says nothing.
+    pub fn begin_without_memory(&mut self, now: Duration) {
+        self.forgetful_since = Some(now);
+    }
+
+    /// Whether instances with this lease may live and not have announced themselves again yet.
+    pub fn may_lack_instances(&self, lease: &Lease, now: Duration) -> bool {
+        self.forgetful_since
+            .is_some_and(|since| now < since + lease.ttl)
     }
 
     /// Gives every instance of a service its service's current lease times.

@@ -7,7 +7,7 @@
 //! Every sidecar of a mesh gets the whole mesh. Each resource is encoded once and its bytes are
 //! shared by all streams.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use outrigger_config::wire::{
@@ -48,6 +48,8 @@ pub struct TypeSet {
     pub version: String,
     /// By name.
     pub resources: BTreeMap<String, Resource>,
+    /// Names of which a sidecar keeps what it brings from before; see [`World::tentative`].
+    pub tentative: BTreeSet<String>,
 }
 
 /// Encodes the world.
@@ -77,7 +79,10 @@ pub fn render(world: &World) -> Resources {
             version: world.version.clone(),
             ..type_set(documents)
         },
-        endpoints: type_set(endpoints),
+        endpoints: TypeSet {
+            tentative: world.tentative.clone(),
+            ..type_set(endpoints)
+        },
         empty: TypeSet::default(),
     }
 }
@@ -124,5 +129,6 @@ fn type_set(resources: impl Iterator<Item = Resource>) -> TypeSet {
     TypeSet {
         version: short_hex(&hash.finalize()),
         resources,
+        tentative: BTreeSet::new(),
     }
 }

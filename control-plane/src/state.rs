@@ -1,8 +1,10 @@
-//! What survives a restart: the last good config and the registered instances.
+//! What survives a restart: the last good config, the registered instances, and what was found in
+//! other registries.
 //!
 //! Owns the state directory, its lock and the form of its files. Holds no secrets: documents name
 //! secrets by file. One process owns the directory.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -10,16 +12,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use outrigger_config::Source;
+use outrigger_config::wire::Endpoint;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::registry::Saved;
 use crate::render::short_hex;
-use crate::world::Config;
+use crate::world::{Config, Discovered};
 
 const LAST_GOOD: &str = "last-good.json";
 const REGISTRY: &str = "registry.json";
+const DISCOVERED: &str = "discovered.json";
 
 /// Why the state directory or a file in it cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +64,63 @@ pub struct StateDir {
 struct LastGood {
     version: String,
     documents: Vec<(String, String)>,
+}
+
+/// An endpoint on disk.
+#[derive(Serialize, Deserialize)]
+struct SavedEndpoint {
+    id: String,
+    address: String,
+    port: u32,
+    zone: String,
+    weight: u32,
+    state: i32,
+    labels: BTreeMap<String, String>,
+    identity: String,
+    priority: u32,
+}
+
+impl SavedEndpoint {
+    fn of(endpoint: &Endpoint) -> Self {
+        let Endpoint {
+            id,
+            address,
+            port,
+            zone,
+            weight,
+            state,
+            labels,
+            identity,
+            priority,
+        } = endpoint.clone();
+        Self {
+            id,
+            address,
+            port,
+            zone,
+            weight,
+            state,
+            labels,
+            identity,
+            priority,
+        }
+    }
+}
+
+impl From<SavedEndpoint> for Endpoint {
+    fn from(saved: SavedEndpoint) -> Self {
+        Self {
+            id: saved.id,
+            address: saved.address,
+            port: saved.port,
+            zone: saved.zone,
+            weight: saved.weight,
+            state: saved.state,
+            labels: saved.labels,
+            identity: saved.identity,
+            priority: saved.priority,
+        }
+    }
 }
 
 impl StateDir {
@@ -143,12 +204,39 @@ impl StateDir {
         self.write(REGISTRY, &saved)
     }
 
-    /// The registered instances; none when none were kept.
+    /// The registered instances; `None` when nothing was kept.
     ///
     /// # Errors
     /// [`StateError::Io`] and [`StateError::Damaged`].
-    pub fn load_registry(&self) -> Result<Vec<Saved>, StateError> {
-        Ok(self.read(REGISTRY)?.unwrap_or_default())
+    pub fn load_registry(&self) -> Result<Option<Vec<Saved>>, StateError> {
+        self.read(REGISTRY)
+    }
+
+    /// Keeps what was found in DNS, Consul and Eureka.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]; what was kept before is still there.
+    pub fn save_discovered(&self, discovered: &Discovered) -> Result<(), StateError> {
+        let saved = |endpoints: &Vec<Endpoint>| endpoints.iter().map(SavedEndpoint::of).collect();
+        let saved: BTreeMap<&String, Vec<SavedEndpoint>> = discovered
+            .iter()
+            .map(|(service, endpoints)| (service, saved(endpoints)))
+            .collect();
+        self.write(DISCOVERED, &saved)
+    }
+
+    /// What was found by an earlier process; nothing when nothing was kept.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] and [`StateError::Damaged`].
+    pub fn load_discovered(&self) -> Result<Discovered, StateError> {
+        let saved: BTreeMap<String, Vec<SavedEndpoint>> =
+            self.read(DISCOVERED)?.unwrap_or_default();
+        let endpoints = |saved: Vec<SavedEndpoint>| saved.into_iter().map(Into::into).collect();
+        Ok(saved
+            .into_iter()
+            .map(|(service, saved)| (service, endpoints(saved)))
+            .collect())
     }
 
     /// Checksum, line end, JSON; written beside and renamed, so that a crash leaves old or new.
@@ -243,6 +331,27 @@ mod tests {
         );
         fs::write(&file, "").expect("written");
         assert!(state.load_config().is_err());
+    }
+
+    #[test]
+    fn what_was_found_elsewhere_is_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = StateDir::open(dir.path()).expect("opened");
+        assert!(state.load_discovered().expect("nothing yet").is_empty());
+        let endpoint = Endpoint {
+            id: "a".into(),
+            address: "10.0.0.1".into(),
+            port: 80,
+            weight: 7,
+            state: 1,
+            labels: [("track".into(), "canary".into())].into(),
+            identity: "spiffe://m/w".into(),
+            zone: "z".into(),
+            priority: 3,
+        };
+        let found: Discovered = [("shop/orders".to_owned(), vec![endpoint])].into();
+        state.save_discovered(&found).expect("saved");
+        assert_eq!(state.load_discovered().expect("loaded"), found);
     }
 
     #[test]

@@ -6,12 +6,13 @@
 //! Static lists and registered instances leave here in one form, so that a sidecar knows one way
 //! to learn endpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use outrigger_config::MeshConfig;
 use outrigger_config::model::{self, Discovery, HeartbeatDiscovery, MeshService, StaticEndpoint};
 use outrigger_config::wire::{Endpoint, EndpointState};
+use outrigger_config::{MeshConfig, NamespacedName};
+use outrigger_registry as discovered;
 use sha2::{Digest as _, Sha256};
 
 use crate::registry::{Lease, Registry};
@@ -41,8 +42,10 @@ pub enum Origin {
     Static(Vec<Endpoint>),
     /// They register themselves.
     Heartbeat(Lease),
-    /// The sidecar finds them: `dns` and the like, or nothing is said.
-    Elsewhere(&'static str),
+    /// They are looked up in DNS, Consul or Eureka.
+    Discovered(discovered::Origin),
+    /// Nobody knows them: `kubernetes`, which comes later, or nothing is said.
+    Unknown(&'static str),
 }
 
 impl Origin {
@@ -51,7 +54,8 @@ impl Origin {
         match self {
             Self::Static(_) => "static",
             Self::Heartbeat(_) => "heartbeat",
-            Self::Elsewhere(name) => name,
+            Self::Discovered(origin) => origin.name(),
+            Self::Unknown(name) => name,
         }
     }
 }
@@ -83,7 +87,7 @@ impl Config {
         }
         let services = mesh.services.iter();
         let services = services
-            .map(|(name, service)| (name.to_string(), origin(service)))
+            .map(|(name, service)| (name.to_string(), origin(name, service)))
             .collect();
         // The sidecar computes the same version from the same documents: keep the two alike.
         let mut hash = Sha256::new();
@@ -108,17 +112,29 @@ pub struct World {
     pub version: String,
     /// By name.
     pub documents: BTreeMap<String, DocumentEntry>,
-    /// By service; none for a service whose endpoints the sidecar finds.
+    /// By service; none for a service that no registry has answered for.
     pub endpoints: BTreeMap<String, Vec<Endpoint>>,
+    /// Services of which this process cannot know enough yet: what a sidecar has from before is
+    /// better than what stands here.
+    pub tentative: BTreeSet<String>,
 }
 
-/// Puts the config and the registry together.
-pub fn build(config: &Config, registry: &Registry) -> World {
+/// What was found in DNS, Consul and Eureka, by service.
+pub type Discovered = BTreeMap<String, Vec<Endpoint>>;
+
+/// Puts the config and what the registries know at `now` together.
+pub fn build(
+    config: &Config,
+    registry: &Registry,
+    discovered: &Discovered,
+    now: Duration,
+) -> World {
     let endpoints = config.services.iter().filter_map(|(service, origin)| {
         let endpoints = match origin {
             Origin::Static(endpoints) => endpoints.clone(),
             Origin::Heartbeat(_) => registry.endpoints(service),
-            Origin::Elsewhere(_) => return None,
+            Origin::Discovered(_) => discovered.get(service)?.clone(),
+            Origin::Unknown(_) => return None,
         };
         Some((service.clone(), endpoints))
     });
@@ -126,10 +142,32 @@ pub fn build(config: &Config, registry: &Registry) -> World {
         version: config.version.clone(),
         documents: config.documents.clone(),
         endpoints: endpoints.collect(),
+        tentative: tentative(config, registry, discovered, now),
     }
 }
 
-fn origin(service: &MeshService) -> Origin {
+/// The services whose instances may not have come back yet to a control plane that lost its
+/// memory, and those that no registry has answered for.
+pub fn tentative(
+    config: &Config,
+    registry: &Registry,
+    discovered: &Discovered,
+    now: Duration,
+) -> BTreeSet<String> {
+    let is_tentative = |(service, origin): &(&String, &Origin)| match origin {
+        Origin::Static(_) => false,
+        Origin::Heartbeat(lease) => registry.may_lack_instances(lease, now),
+        Origin::Discovered(_) => !discovered.contains_key(*service),
+        Origin::Unknown(_) => false,
+    };
+    let services = config.services.iter().filter(is_tentative);
+    services.map(|(service, _)| service.clone()).collect()
+}
+
+fn origin(name: &NamespacedName, service: &MeshService) -> Origin {
+    if let Some(origin) = discovered::Origin::of(name, service) {
+        return Origin::Discovered(origin);
+    }
     match service
         .discovery
         .as_ref()
@@ -137,11 +175,8 @@ fn origin(service: &MeshService) -> Origin {
     {
         Some(Discovery::Static(list)) => Origin::Static(static_endpoints(list)),
         Some(Discovery::Heartbeat(spec)) => Origin::Heartbeat(lease(spec)),
-        Some(Discovery::Dns(_)) => Origin::Elsewhere("dns"),
-        Some(Discovery::Kubernetes(_)) => Origin::Elsewhere("kubernetes"),
-        Some(Discovery::Consul(_)) => Origin::Elsewhere("consul"),
-        Some(Discovery::Eureka(_)) => Origin::Elsewhere("eureka"),
-        None => Origin::Elsewhere("none"),
+        Some(Discovery::Kubernetes(_)) => Origin::Unknown("kubernetes"),
+        _ => Origin::Unknown("none"),
     }
 }
 

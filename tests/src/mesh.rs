@@ -425,6 +425,15 @@ impl Plane {
         self.running.take().expect("it runs").shutdown().await;
     }
 
+    /// Forgets its state.
+    ///
+    /// # Panics
+    /// While it runs.
+    pub fn wipe(&self) {
+        assert!(self.running.is_none(), "it runs");
+        std::fs::remove_dir_all(self.dir.path().join("state")).expect("removed");
+    }
+
     /// Where sidecars connect, also while it is stopped.
     pub fn discovery(&self) -> SocketAddr {
         self.addresses.expect("it was started").0

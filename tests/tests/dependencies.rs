@@ -6,17 +6,23 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Package, and which of ours it may depend on outside its own tests.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("outrigger-config", &[]),
     ("outrigger-core", &[]),
     ("outrigger-queue", &["outrigger-core"]),
     (
         "outrigger-proxy",
-        &["outrigger-config", "outrigger-core", "outrigger-queue"],
+        &[
+            "outrigger-config",
+            "outrigger-core",
+            "outrigger-queue",
+            "outrigger-registry",
+        ],
     ),
+    ("outrigger-registry", &["outrigger-config"]),
     (
         "outrigger-control-plane",
-        &["outrigger-config", "outrigger-core"],
+        &["outrigger-config", "outrigger-core", "outrigger-registry"],
     ),
     (
         "outrigger",

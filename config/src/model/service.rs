@@ -270,6 +270,9 @@ pub struct DnsDiscovery {
     pub min_ttl: Option<Dur>,
     /// The longest time an answer is kept. Default 60s.
     pub max_ttl: Option<Dur>,
+    /// The servers to ask, such as `10.0.0.10:53`. Default: those of the system.
+    #[serde(default)]
+    pub servers: Vec<std::net::SocketAddr>,
 }
 
 /// The records to look up.

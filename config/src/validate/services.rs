@@ -207,7 +207,37 @@ impl<'a> Checks<'a> {
                     self.error(at, "E107", "spec.discovery.dns", message);
                 }
             }
-            _ => {}
+            Some(Discovery::Consul(consul)) => {
+                self.plain_http(at, "spec.discovery.consul.address", &consul.address);
+                if consul.wait.is_some_and(|wait| wait.enabled().is_none()) {
+                    let path = "spec.discovery.consul.wait";
+                    self.error(at, "E308", path, "must be longer than 0s");
+                }
+            }
+            Some(Discovery::Eureka(eureka)) => {
+                if eureka.urls.is_empty() {
+                    let path = "spec.discovery.eureka.urls";
+                    self.error(at, "E107", path, "needs at least one server");
+                }
+                for (n, url) in eureka.urls.iter().enumerate() {
+                    self.plain_http(at, &format!("spec.discovery.eureka.urls[{n}]"), url);
+                }
+                if eureka.refresh.is_some_and(|time| time.enabled().is_none()) {
+                    let path = "spec.discovery.eureka.refresh";
+                    self.error(at, "E308", path, "must be longer than 0s");
+                }
+            }
+            Some(Discovery::Kubernetes(_)) | None => {}
+        }
+    }
+
+    fn plain_http(&mut self, at: Subject<'_>, path: &str, url: &str) {
+        if !url.starts_with("http://") {
+            let message = "registries are asked in plaintext only, for now: write http://";
+            self.error(at, "E305", path, message);
+        } else if url.contains('@') {
+            let message = "a URL with a user name is not supported";
+            self.error(at, "E305", path, message);
         }
     }
 

@@ -11,6 +11,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION};
 use hyper::{Method, Response, StatusCode, Uri};
 use outrigger_config::units::DEFAULT_NAMESPACE;
 use outrigger_config::wire::Endpoint;
+use outrigger_registry::Standing;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -46,6 +47,7 @@ pub fn answer(app: &App, method: &Method, uri: &Uri, body: &[u8]) -> Answer {
         (&Method::GET, ["v1", "services", name] | ["v1", "services", name, "instances"]) => {
             one_service(app, &service(name)?)
         }
+        (&Method::POST, ["v1", "services", name, "confirm"]) => confirm(app, &service(name)?),
         (&Method::POST, ["v1", "services", name, "instances"]) => {
             register(app, &service(name)?, body)
         }
@@ -66,6 +68,7 @@ fn no_such(path: &[&str]) -> Answer {
     let allowed = match path {
         ["livez" | "readyz" | "metrics"] | ["v1", "proxies" | "config" | "services"] => "GET",
         ["v1", "services", _] => "GET",
+        ["v1", "services", _, "confirm"] => "POST",
         ["v1", "services", _, "instances"] => "GET, POST",
         ["v1", "services", _, "instances", _] => "DELETE",
         ["v1", "services", _, "instances", _, "heartbeat" | "state"] => "PUT",
@@ -142,7 +145,16 @@ fn one_service(app: &App, service: &str) -> Answer {
 fn service_view(app: &App, service: &str, origin: &Origin) -> Value {
     let endpoints: Vec<Value> = match origin {
         Origin::Static(endpoints) => endpoints.iter().map(endpoint_view).collect(),
-        Origin::Elsewhere(_) => Vec::new(),
+        Origin::Discovered(_) => {
+            let found = app.sources.endpoints();
+            found
+                .get(service)
+                .into_iter()
+                .flatten()
+                .map(endpoint_view)
+                .collect()
+        }
+        Origin::Unknown(_) => Vec::new(),
         Origin::Heartbeat(_) => app.with_registry(|registry| {
             let now = clock::monotonic();
             let ages = registry
@@ -158,7 +170,32 @@ fn service_view(app: &App, service: &str, origin: &Origin) -> Value {
             with_age.collect()
         }),
     };
-    json!({"name": service, "discovery": origin.name(), "endpoints": endpoints})
+    let mut view = json!({"name": service, "discovery": origin.name(), "endpoints": endpoints});
+    if let Some(standing) = app.sources.standing().get(service) {
+        view["registry"] = standing_view(standing);
+    }
+    view
+}
+
+fn standing_view(standing: &Standing) -> Value {
+    let held = standing
+        .kept_for
+        .map(|left| json!({"endpoints": standing.kept, "secondsLeft": left.as_secs()}));
+    json!({
+        "secondsSinceAnswer": standing.answered_ago.map(|ago| ago.as_secs()),
+        "problem": standing.problem,
+        "held": held,
+    })
+}
+
+/// Somebody knows that the registry is right.
+fn confirm(app: &App, service: &str) -> Answer {
+    origin_of(app, service)?;
+    app.sources
+        .confirm(service)
+        .map_err(|e| Problem::conflict("nothing_held", e.to_string()))?;
+    tracing::info!(service, "loss of endpoints confirmed");
+    Ok(no_content())
 }
 
 fn endpoint_view(endpoint: &Endpoint) -> Value {

@@ -87,6 +87,8 @@ struct TypeState {
     unanswered: bool,
     /// Name to version of what the sidecar was sent, or said that it has.
     known: BTreeMap<String, String>,
+    /// What it said that it has, and was sent nothing newer of.
+    inherited: BTreeSet<String>,
     outstanding: Option<Outstanding>,
 }
 
@@ -124,6 +126,7 @@ impl Session {
         if first {
             state.unanswered = true;
             state.wildcard = request.resource_names_subscribe.is_empty();
+            state.inherited = request.initial_resource_versions.keys().cloned().collect();
             state.known = request.initial_resource_versions;
         }
         // Subscriptions count whatever the nonce: they are not part of the answer.
@@ -231,15 +234,18 @@ impl TypeState {
         if self.outstanding.is_some() {
             return None;
         }
+        // What a sidecar brought from before is better than what we cannot know enough about yet.
+        let keeps = |name: &String| set.tentative.contains(name) && self.inherited.contains(name);
         let is_news = |resource: &&Resource| {
             self.wants(&resource.name)
+                && !keeps(&resource.name)
                 && (self.known.get(&resource.name) != Some(&resource.version)
                     || self.asked.contains(&resource.name))
         };
         let changed: Vec<Resource> = set.resources.values().filter(is_news).cloned().collect();
         let gone = self.known.keys().chain(&self.asked);
         let removed: BTreeSet<String> = gone
-            .filter(|name| !set.resources.contains_key(*name))
+            .filter(|name| !set.resources.contains_key(*name) && !keeps(name))
             .cloned()
             .collect();
         if changed.is_empty() && removed.is_empty() && !self.unanswered {
@@ -248,7 +254,9 @@ impl TypeState {
         self.unanswered = false;
         self.asked.clear();
         self.known.retain(|name, _| !removed.contains(name));
+        self.inherited.retain(|name| !removed.contains(name));
         for resource in &changed {
+            self.inherited.remove(&resource.name);
             self.known
                 .insert(resource.name.clone(), resource.version.clone());
         }
@@ -413,6 +421,49 @@ mod tests {
         let response = session.next(&resources).expect("the difference");
         assert_eq!(names(&response), ["b"]);
         assert_eq!(response.removed_resources, ["gone"]);
+    }
+
+    #[test]
+    fn what_is_not_known_yet_takes_nothing_away_from_a_sidecar_that_resumes() {
+        let endpoint = |port| outrigger_config::wire::Endpoint {
+            port,
+            ..Default::default()
+        };
+        let world = |endpoints: &[(&str, u32)], tentative: &[&str]| {
+            let set =
+                |(service, port): &(&str, u32)| ((*service).to_owned(), vec![endpoint(*port)]);
+            crate::render::render(&World {
+                endpoints: endpoints.iter().map(set).collect(),
+                tentative: tentative.iter().map(|t| (*t).to_owned()).collect(),
+                ..World::default()
+            })
+        };
+        let mut resume = request(ENDPOINTS_TYPE);
+        let old = [("beats", "v"), ("looked-up", "v"), ("gone", "v")];
+        resume.initial_resource_versions =
+            old.map(|(name, v)| (name.to_owned(), v.to_owned())).into();
+        let mut session = Session::default();
+        session.on_request(resume).expect("a first request");
+        // Of `beats` one instance of several is back, of `looked-up` nothing is known.
+        let early = world(&[("beats", 1), ("new", 2)], &["beats", "looked-up", "new"]);
+        let response = session.next(&early).expect("the difference");
+        assert_eq!(names(&response), ["new"]);
+        assert_eq!(response.removed_resources, ["gone"]);
+        session
+            .on_request(answer(&response, None))
+            .expect("in order");
+        assert_eq!(session.next(&early), None);
+        // What this stream was sent by us is ours to change, tentative or not.
+        let more = world(&[("beats", 1), ("new", 3)], &["beats", "looked-up", "new"]);
+        let response = session.next(&more).expect("a change");
+        assert_eq!(names(&response), ["new"]);
+        session
+            .on_request(answer(&response, None))
+            .expect("in order");
+        let settled = world(&[("beats", 1), ("new", 3)], &[]);
+        let response = session.next(&settled).expect("what is known for sure");
+        assert_eq!(names(&response), ["beats"]);
+        assert_eq!(response.removed_resources, ["looked-up"]);
     }
 
     #[test]

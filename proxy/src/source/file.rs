@@ -4,14 +4,19 @@
 //! file systems that do not notify. Stands on the life of a config update.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use notify::{RecursiveMode, Watcher as _};
 use outrigger_config::{Source, read_sources};
-use tokio::sync::mpsc;
+use outrigger_registry::{Origin, Sources};
+use tokio::sync::{Notify, mpsc};
 use tracing::{error, warn};
 
-use crate::source::{Applier, Registry};
+use crate::source::{Applier, Registry, pushed};
+
+/// `protectShrink` of a sidecar that has no control plane: its default there.
+const PROTECT_SHRINK: u8 = 50;
 
 /// Editors write in several steps: wait until nothing has happened for this long.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -20,18 +25,21 @@ const SETTLE_AT_MOST: Duration = Duration::from_millis(500);
 /// Looked at without a notification: network file systems and overlays may not notify.
 pub(crate) const POLL: Duration = Duration::from_secs(2);
 
-/// Applies the config at `path` now and whenever it changes.
+/// Applies the config at `path` now and whenever it changes, and follows the registries that it
+/// names.
 pub async fn run(path: PathBuf, mut applier: Applier) {
     let (events, mut changed) = mpsc::channel(1);
     let _watcher = watch(&path, events);
+    let found = Arc::new(Notify::new());
+    let sources = Sources::new(PROTECT_SHRINK, Arc::clone(&found));
     let mut last = None;
     loop {
         match read_sources(&path) {
-            Ok(sources) => {
-                if last.as_ref() != Some(&sources) {
+            Ok(texts) => {
+                if last.as_ref() != Some(&texts) {
                     // Refused or not: the same text is not looked at again.
-                    let _ = applier.apply(&sources, &Registry::new(), &path.display().to_string());
-                    last = Some(sources);
+                    take_up(&texts, &path, &mut applier, &sources).await;
+                    last = Some(texts);
                 }
             }
             Err(error) => {
@@ -43,9 +51,39 @@ pub async fn run(path: PathBuf, mut applier: Applier) {
                 }
             }
         }
-        let _ = tokio::time::timeout(POLL, changed.recv()).await;
+        let look = tokio::time::sleep(POLL);
+        let mut look = std::pin::pin!(look);
+        loop {
+            tokio::select! {
+                () = look.as_mut() => break,
+                _ = changed.recv() => break,
+                () = found.notified() => applier.endpoints(&registry(&sources)),
+            }
+        }
         settle(&mut changed).await;
     }
+}
+
+/// Puts a config in force. Services that are new in a registry come with their endpoints, if it
+/// answers within two seconds.
+async fn take_up(texts: &[Source], path: &Path, applier: &mut Applier, sources: &Sources) {
+    let loaded = outrigger_config::load(texts);
+    if let Some(config) = &loaded.mesh {
+        let origin = |(name, service)| Some((format!("{name}"), Origin::of(name, service)?));
+        sources.follow(&config.services.iter().filter_map(origin).collect());
+        sources.asked().await;
+    }
+    let _ = applier.put(loaded, &registry(sources), &path.display().to_string());
+}
+
+fn registry(sources: &Sources) -> Registry {
+    let known = sources.endpoints().into_iter();
+    known
+        .map(|(service, endpoints)| {
+            let specs = pushed::specs(&service, &endpoints);
+            (service, specs)
+        })
+        .collect()
 }
 
 /// Waits until nothing has happened for a moment.

@@ -13,7 +13,7 @@ pub mod snapshot_cache;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use outrigger_config::{MeshConfig, Report, Source};
+use outrigger_config::{Loaded, MeshConfig, Report, Source};
 use sha2::{Digest as _, Sha256};
 use tracing::{error, info, warn};
 
@@ -86,7 +86,14 @@ impl Applier {
         registry: &Registry,
         origin: &str,
     ) -> Result<(), Report> {
-        let loaded = outrigger_config::load(sources);
+        self.put(outrigger_config::load(sources), registry, origin)
+    }
+
+    /// Puts what was loaded in force together with what `registry` says.
+    ///
+    /// # Errors
+    /// All problems; the config in force stays.
+    pub fn put(&mut self, loaded: Loaded, registry: &Registry, origin: &str) -> Result<(), Report> {
         let Some(config) = loaded.mesh else {
             self.refuse(&loaded.report);
             return Err(loaded.report);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use outrigger_config::Source;
 use outrigger_config::bootstrap::ControlPlaneClient;
-use outrigger_config::wire::{EndpointState, Endpoints};
+use outrigger_config::wire::{Endpoint, EndpointState};
 use outrigger_core::spiffe::SpiffeId;
 use tracing::{error, warn};
 
@@ -77,7 +77,10 @@ impl ConfigSink for Sink {
     fn apply(&mut self, update: Update) -> Result<(), String> {
         let mut registry = self.registry.clone();
         for endpoints in &update.endpoints {
-            registry.insert(endpoints.service.clone(), specs(endpoints));
+            registry.insert(
+                endpoints.service.clone(),
+                specs(&endpoints.service, &endpoints.endpoints),
+            );
         }
         for service in &update.removed_endpoints {
             registry.remove(service);
@@ -101,11 +104,12 @@ impl ConfigSink for Sink {
     }
 }
 
-fn specs(endpoints: &Endpoints) -> Vec<EndpointSpec> {
-    let spec = |endpoint: &outrigger_config::wire::Endpoint| {
+/// Endpoints as a registry has them, as the snapshot wants them; what cannot be used is left out.
+pub(super) fn specs(service: &str, endpoints: &[Endpoint]) -> Vec<EndpointSpec> {
+    let spec = |endpoint: &Endpoint| {
         let Ok(ip) = endpoint.address.parse::<IpAddr>() else {
             warn!(
-                service = endpoints.service,
+                service,
                 address = endpoint.address,
                 "endpoint left out: not an IP address"
             );
@@ -127,5 +131,5 @@ fn specs(endpoints: &Endpoints) -> Vec<EndpointSpec> {
             identity: SpiffeId::parse(&endpoint.identity).and_then(Peers::one),
         })
     };
-    endpoints.endpoints.iter().filter_map(spec).collect()
+    endpoints.iter().filter_map(spec).collect()
 }
