@@ -3,6 +3,7 @@
 //! Asks the same functions as the sidecar: the host index, the compiled matches and the effective
 //! values of the config crate. The config is a file's, or the one in force in a sidecar.
 
+mod authorization;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -46,15 +47,32 @@ pub(crate) struct Options {
     /// The namespace of the caller
     #[arg(long, default_value = "default")]
     namespace: String,
+    #[command(flatten)]
+    caller: authorization::Caller,
 }
 
 pub(crate) async fn run(options: Options, format: Format) -> Result<(), Failure> {
     let config = config(&options).await?;
     let request = Request::read(&options)?;
-    let explained = explain(&config, &request, &options.namespace)?;
+    let mut explained = explain(&config, &request, &options.namespace)?;
     let chosen = explained["rule"].is_string();
+    let mut refused = false;
+    if let Some(asked) = options.caller.asked()?
+        && chosen
+    {
+        let targets = items(&explained["backends"]).iter();
+        let targets = targets.filter_map(|one| one["service"].as_str());
+        let judged: Vec<Value> = targets
+            .map(|target| authorization::judge(&config, target, &asked, request.view()))
+            .collect();
+        refused = judged.iter().all(|one| one["verdict"] == "refused");
+        explained["authorization"] = json!(judged);
+    }
     print_as(format, &explained, render);
     match chosen {
+        true if refused => Err(Failure::errors(
+            "no policy lets this caller in: it is answered 403 unauthorized",
+        )),
         true => Ok(()),
         false => Err(Failure::errors(
             "no rule takes this request: it is answered 404 no_route",
@@ -318,6 +336,7 @@ fn render(explained: &Value) -> String {
             table(&["RULE", "MATCH", "VERDICT"], &considered)
         );
     }
+    text.push_str(&authorization::render(items(&explained["authorization"])));
     let settings: Vec<Vec<String>> = items(&explained["settings"])
         .iter()
         .map(|one| {
@@ -388,6 +407,7 @@ spec:
             file: None,
             admin: None,
             namespace: "shop".to_owned(),
+            caller: authorization::Caller::default(),
         };
         explain(&config, &Request::read(&options)?, "shop")
     }

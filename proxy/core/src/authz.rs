@@ -223,6 +223,21 @@ pub enum Refused<'a> {
     Default,
 }
 
+/// How one policy looks at a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meets {
+    /// It meets the call.
+    Yes,
+    /// It does if the callee finds an address or a token that it asks for.
+    Perhaps,
+    /// It is about other callers.
+    OtherCallers,
+    /// It is about this caller, and other calls.
+    OtherCalls,
+    /// It has no rules.
+    Nothing,
+}
+
 /// How a condition is read that cannot be decided here.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Doubt {
@@ -273,6 +288,25 @@ impl Policies {
 }
 
 impl Policy {
+    /// How it looks at `call`, for a person.
+    pub fn explain(&self, call: &Call<'_>) -> Meets {
+        if self.meets(call, Doubt::Fails, Doubt::Fails) {
+            return Meets::Yes;
+        }
+        if self.meets(call, Doubt::Fails, Doubt::Holds) {
+            return Meets::Perhaps;
+        }
+        let of_caller = |rule: &Rule| {
+            let mut from = rule.from.iter();
+            rule.from.is_empty() || from.any(|from| from.meets(call, Doubt::Holds))
+        };
+        match self.rules.iter().any(of_caller) {
+            _ if self.rules.is_empty() => Meets::Nothing,
+            true => Meets::OtherCalls,
+            false => Meets::OtherCallers,
+        }
+    }
+
     fn meets(&self, call: &Call<'_>, opaque: Doubt, afar: Doubt) -> bool {
         self.rules.iter().any(|rule| {
             let from = rule.from.is_empty() || rule.from.iter().any(|from| from.meets(call, afar));

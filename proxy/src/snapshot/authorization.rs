@@ -26,10 +26,7 @@ const REFRESH: Duration = Duration::from_secs(300);
 const SKEW: Duration = Duration::from_secs(60);
 
 /// What protects `service`; none when everybody may call it. `None` asks for the mesh's default.
-pub(super) fn policies(
-    config: &MeshConfig,
-    service: Option<&NamespacedName>,
-) -> Option<Arc<Policies>> {
+pub fn policies(config: &MeshConfig, service: Option<&NamespacedName>) -> Option<Arc<Policies>> {
     let default = config.mesh.authorization.as_ref();
     let default = default.and_then(|authorization| authorization.default);
     let mut policies = Policies {

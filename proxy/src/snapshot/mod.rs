@@ -6,7 +6,7 @@
 
 pub mod addresses;
 pub mod affinity;
-mod authorization;
+pub mod authorization;
 pub mod callback;
 pub mod compile;
 pub mod contract;
