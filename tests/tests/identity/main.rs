@@ -8,6 +8,7 @@ mod mesh;
 mod messages;
 mod modes;
 mod refused;
+mod scanned;
 mod tokens;
 mod workload_api;
 

@@ -9,7 +9,10 @@ use outrigger_tests::mesh::Sidecar;
 use outrigger_tests::pki::{Authority, Files, Leaf, nobody, now, uri, valid};
 use outrigger_tests::upstream::{self, Reply, Upstream};
 use outrigger_tests::{SOON, until};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa,
+    KeyUsagePurpose,
+};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -65,6 +68,15 @@ fn bad(root: &Authority, id: &str) -> Vec<(&'static str, Leaf)> {
             "usage",
             signed(&|params| {
                 params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
+            }),
+        ),
+        (
+            "malformed",
+            signed(&|params| {
+                // An extension that must be understood, and that nobody does.
+                let mut unknown = CustomExtension::from_oid_content(&[1, 3, 9999, 1], vec![5, 0]);
+                unknown.set_criticality(true);
+                params.custom_extensions.push(unknown);
             }),
         ),
         (
@@ -282,4 +294,67 @@ async fn an_identity_that_peers_would_refuse_is_not_taken_up() {
     .await;
     assert_eq!(callee.view("/identity").await["id"], ORDERS);
     callee.ready().await;
+}
+
+#[tokio::test]
+async fn a_handshake_that_stands_still_ends_in_time() {
+    let root = Authority::new("root");
+    let app = Upstream::h1(|_| Reply::ok("hello")).await;
+    let files = files(&root, "orders");
+    let yaml = mesh("Strict") + &orders(app.addr);
+    let callee = sidecar("orders", &files, &yaml)
+        .set("wire", serde_json::json!({"headerTimeout": "200ms"}))
+        .app(app.addr)
+        .start()
+        .await;
+    // A whole hello, and then nothing.
+    let name = ServerName::try_from("orders").unwrap();
+    let client = root.workload(WEB).client(&["outrigger-h2"]);
+    let mut session = rustls::ClientConnection::new(client, name).unwrap();
+    let mut hello = Vec::new();
+    session.write_tls(&mut hello).unwrap();
+    let mut stream = TcpStream::connect(callee.inbound()).await.unwrap();
+    stream.write_all(&hello).await.unwrap();
+    let labels = [("direction", "inbound"), ("reason", "timed_out")];
+    callee
+        .metric_until("counted", |now| now.sum(FAILURES, &labels) == 1.0)
+        .await;
+    // Closed, behind the server's part.
+    let mut rest = Vec::new();
+    let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!(app.connections(), 0);
+}
+
+#[tokio::test]
+async fn without_an_identity_of_its_own_a_sidecar_talks_tls_with_nobody_and_says_so() {
+    let (root, other) = (Authority::new("root"), Authority::new("another root"));
+    let app = Upstream::h1(|_| Reply::ok("hello")).await;
+    // Its own bundle does not vouch for it.
+    let files = Files::new(&root.workload(ORDERS), &other.pem());
+    let yaml = mesh("Strict") + &orders(app.addr);
+    let sidecar = sidecar("orders", &files, &yaml)
+        .app(app.addr)
+        .start_unready()
+        .await;
+    until("the config is in force", || async {
+        let view = sidecar.view("/config").await;
+        view["generation"].as_u64().filter(|known| *known > 0)
+    })
+    .await;
+    let good = root.workload(WEB).client(&["outrigger-http/1.1"]);
+    assert!(say(good, sidecar.inbound()).await.is_err());
+    let answer = sidecar.get("orders", "/").await;
+    answer.assert_error(503, "tls_failed");
+    assert!(
+        answer.text().contains("no identity yet"),
+        "{}",
+        answer.text()
+    );
+    for direction in ["inbound", "outbound"] {
+        let labels = [("direction", direction), ("reason", "no_identity")];
+        sidecar
+            .metric_until(direction, |now| now.sum(FAILURES, &labels) > 0.0)
+            .await;
+    }
+    assert_eq!(app.hits(), 0);
 }

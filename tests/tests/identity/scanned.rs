@@ -1,0 +1,122 @@
+//! What a scanner finds of a sidecar's TLS, and what hellos meet that a strict server must refuse.
+
+use outrigger_tests::mesh::Sidecar;
+use outrigger_tests::pki::{Authority, Files};
+use outrigger_tests::process::{python, run};
+use outrigger_tests::upstream::{Reply, Upstream};
+use serde_json::{Value, json};
+
+use super::refused::say_with;
+use super::{WEB, files, mesh, orders, sidecar};
+
+async fn callee(root: &Authority) -> (Sidecar, Upstream, Files) {
+    let app = Upstream::h1(|_| Reply::ok("hello")).await;
+    let files = files(root, "orders");
+    let yaml = mesh("Strict") + &orders(app.addr);
+    let callee = sidecar("orders", &files, &yaml).app(app.addr).start().await;
+    (callee, app, files)
+}
+
+/// What a script says of a sidecar's inbound port.
+async fn asked(script: &'static str, callee: &Sidecar, files: Option<&Files>) -> Value {
+    let mut command = python(script);
+    let to = callee.inbound();
+    command.arg(to.ip().to_string()).arg(to.port().to_string());
+    if let Some(files) = files {
+        let of = |name: &str| files.dir().join(name);
+        command.args([of("svid.pem"), of("key.pem")]);
+    }
+    let asking = tokio::task::spawn_blocking(move || run(&mut command));
+    serde_json::from_str(&asking.await.unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_scanner_finds_tls_1_3_and_nothing_else() {
+    let root = Authority::new("root");
+    let (callee, _app, _files) = callee(&root).await;
+    let of_web = files(&root, "web");
+    let found = asked("tls_scan.py", &callee, Some(&of_web)).await;
+    let suites = [
+        "TLS_AES_128_GCM_SHA256",
+        "TLS_AES_256_GCM_SHA384",
+        "TLS_CHACHA20_POLY1305_SHA256",
+    ];
+    let expected = json!({
+        "suites": {
+            "ssl_2_0": [], "ssl_3_0": [], "tls_1_0": [], "tls_1_1": [], "tls_1_2": [],
+            "tls_1_3": suites,
+        },
+        "curves": ["X25519", "secp256r1", "secp384r1"],
+        "compression": false,
+        "early data": false,
+        "heartbleed": false,
+        "ccs injection": false,
+        "renegotiation": false,
+        "robot": "NOT_VULNERABLE_RSA_NOT_SUPPORTED",
+        "tickets": false,
+    });
+    assert_eq!(found, expected, "{found:#}");
+}
+
+#[tokio::test]
+async fn hellos_that_break_the_rules_are_refused() {
+    let root = Authority::new("root");
+    let (callee, app, _files) = callee(&root).await;
+    let found = asked("tls_hello.py", &callee, None).await;
+    let expected = json!({
+        "good": "hello",
+        "in pieces": "hello",
+        "grease": "hello",
+        "unknown psk": "hello",
+        "a key of another group": "retry",
+        "tls 1.2 at most": "protocol_version",
+        "tls 1.2 listed only": "protocol_version",
+        "tls 1.0": "protocol_version",
+        "draft 28 only": "protocol_version",
+        "suites of tls 1.2 only": "handshake_failure",
+        "no encryption": "handshake_failure",
+        "finite fields only": "handshake_failure",
+        // RFC 8446 §9.2 would have missing_extension; rustls says less.
+        "no signatures listed": "handshake_failure",
+        "no groups listed": "handshake_failure",
+        "no key share": "handshake_failure",
+        "short key": "illegal_parameter",
+        "key of small order": "illegal_parameter",
+        "point off the curve": "illegal_parameter",
+        "compressed point": "illegal_parameter",
+        "two keys of a group": "illegal_parameter",
+        "compression": "illegal_parameter",
+        "extension twice": "illegal_parameter",
+        "psk that is not last": "illegal_parameter",
+        "psk without modes": "missing_extension",
+        "bytes behind the hello": "decode_error",
+        "hello cut short": "decode_error",
+        "empty extensions of a length": "decode_error",
+        // RFC 8446 §5.1 would have record_overflow.
+        "record too long": "decode_error",
+        // Not told from plaintext, which a strict port refuses without a word.
+        "finished first": "closed",
+        "empty record": "closed",
+        "application data inside": "closed",
+        "change cipher spec first": "closed",
+        "alert instead": "closed",
+    });
+    assert_eq!(found, expected, "{found:#}");
+    assert_eq!(app.hits(), 0);
+    let listed = found.as_object().unwrap().values();
+    let alerts =
+        listed.filter(|one| !["hello", "retry", "closed"].contains(&one.as_str().unwrap()));
+    let alerts = alerts.count() as f64;
+    let labels = [("direction", "inbound"), ("reason", "protocol")];
+    let failures = "outrigger_tls_handshake_failures_total";
+    callee
+        .metric_until("each is counted", |now| {
+            now.sum(failures, &labels) == alerts
+        })
+        .await;
+    // A protocol that nobody speaks is refused behind the hello (RFC 7301 §3.2).
+    let client = root.workload(WEB).client(&["spdy/1"]);
+    let error = say_with(client, callee.inbound(), "").await.unwrap_err();
+    assert!(error.contains("NoApplicationProtocol"), "{error}");
+    assert_eq!(app.hits(), 0);
+}
