@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use crate::config::{MeshConfig, RuleRef};
 use crate::model::{
-    AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, CacheSpec, CallbackSpec, ConnectionSpec,
-    ContractSpec, DeliverySpec, EjectionSpec, FailureOnSpec, FailureRateSpec, FallbackStep,
-    FaultSpec, GrpcAck, HeaderEdits, HealthSpec, HedgeSpec, IdempotencySpec, LimitsSpec,
-    LoadBalancerSpec, Locality, MeshDefaults, MeshService, MirrorSpec, OnDead, PermanentSpec,
-    QueueBackend, QueueSpec, RateLimitSpec, RedirectSpec, RespondStep, RetryBudgetSpec,
-    RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, RuleLimitsSpec, Secrets,
-    SessionCookieSpec, TimeoutsSpec, UnknownOutcome,
+    AdaptiveSpec, AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, CacheSpec, CallbackSpec,
+    ConnectionSpec, ContractSpec, DeliverySpec, EjectionSpec, FailureOnSpec, FailureRateSpec,
+    FallbackStep, FaultSpec, GrpcAck, HeaderEdits, HealthSpec, HedgeSpec, IdempotencySpec,
+    LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService, MirrorSpec, OnDead,
+    PermanentSpec, QueueBackend, QueueSpec, RateLimitSpec, RedirectSpec, RespondStep,
+    RetryBudgetSpec, RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, RuleLimitsSpec,
+    Secrets, SessionCookieSpec, TimeoutsSpec, UnknownOutcome,
 };
 use crate::units::{CodeOrClass, Dur, GrpcCode, KeySource, NamespacedName};
 
@@ -331,6 +331,17 @@ pub struct Limits {
 
 /// The breaker of a service.
 #[derive(Debug, Clone, PartialEq)]
+    /// Follows how long requests take; none is `max_in_flight` alone.
+    pub adaptive: Option<Adaptive>,
+}
+
+/// A limit that follows how long requests take.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adaptive {
+    /// The lowest limit.
+    pub min_in_flight: Setting<u32>,
+    /// What a request may take, in percent of what it takes while few are in flight.
+    pub max_latency_percent: Setting<u32>,
 pub struct Breaker {
     /// Failures in a row that open it while there is one endpoint; 0 never.
     pub consecutive_failures: Setting<u32>,
@@ -797,7 +808,13 @@ fn limits(layers: &Layers<'_, LimitsSpec>) -> Limits {
         max_pending_wait: layers.duration(|spec| spec.max_pending_wait, Duration::from_millis(250)),
         max_request_body: layers
             .optional(|spec| spec.max_request_body, None)
+    let adaptive: Layers<'_, AdaptiveSpec> = layers.inner(|spec| spec.adaptive.as_ref());
+    let asked = adaptive.whole().is_some();
             .map(|size| size.map(|size| size.0)),
+        adaptive: asked.then(|| Adaptive {
+            min_in_flight: adaptive.field(|spec| spec.min_in_flight, 4),
+            max_latency_percent: adaptive.field(|spec| spec.max_latency_percent, 150),
+        }),
     }
 }
 

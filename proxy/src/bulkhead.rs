@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::Counter;
+use outrigger_core::adaptive;
 use outrigger_core::bulkhead::Bulkhead;
 use outrigger_core::error_code::ErrorCode;
 use outrigger_core::time::Mono;
@@ -29,6 +30,8 @@ pub struct Limits {
     pub max_pending: u32,
     /// How long they wait; 0 refuses at once.
     pub max_pending_wait: Duration,
+    /// A lower limit is found out.
+    pub adaptive: Option<adaptive::Params>,
 }
 
 impl Limits {
@@ -82,15 +85,46 @@ pub fn try_enter(call: &mut Call, service: &Arc<Service>, route: &Route) -> bool
         }
         call.observation.entered_rule();
     }
-    if !service
-        .state
-        .bulkhead
-        .try_enter(service.limits.max_in_flight)
-    {
+    if !take_place(service) {
         return false;
     }
     call.observation.entered(service);
     true
+}
+
+/// Takes a place of the service, if there is one.
+fn take_place(service: &Service) -> bool {
+    let bulkhead = &service.state.bulkhead;
+    if !bulkhead.try_enter(max_in_flight(service)) {
+        return false;
+    }
+    if service.limits.adaptive.is_some() {
+        service.state.adaptive.entered(bulkhead.current());
+    }
+    true
+}
+
+/// How many requests of a service may be in flight now.
+pub fn max_in_flight(service: &Service) -> u32 {
+    let max = service.limits.max_in_flight;
+    match &service.limits.adaptive {
+        None => max,
+        Some(params) => service.state.adaptive.limit(params, max),
+    }
+}
+
+/// A request gives its place back. `took` is how long its answer took, or how long it waited for
+/// none; nothing for a request that says nothing of that.
+pub fn leave(service: &Service, took: Option<Duration>, now: Mono) {
+    let bulkhead = &service.state.bulkhead;
+    if let Some(params) = &service.limits.adaptive
+        && let Some(took) = took
+    {
+        let (max, in_flight) = (service.limits.max_in_flight, bulkhead.current());
+        let adaptive = &service.state.adaptive;
+        adaptive.record(params, max, now, took, in_flight);
+    }
+    bulkhead.leave(max_in_flight(service));
 }
 
 /// Waits for what [`try_enter`] did not get, the rule's place first.
@@ -117,18 +151,18 @@ pub async fn wait(
         };
         line.stand(call, caller).await?;
         call.observation.entered_rule();
-        if service
-            .state
-            .bulkhead
-            .try_enter(service.limits.max_in_flight)
-        {
+        if take_place(service) {
             call.observation.entered(service);
             return Ok(());
         }
     }
+    let limits = Limits {
+        max_in_flight: max_in_flight(service),
+        ..service.limits
+    };
     let line = Line {
         bulkhead: &service.state.bulkhead,
-        limits: &service.limits,
+        limits: &limits,
         refused: &service.metrics.refused,
         name: &service.name,
     };
@@ -151,6 +185,7 @@ impl Line<'_> {
             max_in_flight: max,
             max_pending,
             max_pending_wait: longest,
+            adaptive: _,
         } = *self.limits;
         let name = self.name;
         if !self.limits.waits() {

@@ -478,6 +478,22 @@ pub struct LimitsSpec {
     pub max_pending_wait: Option<Dur>,
     /// The largest request body, streamed or not. Default: unlimited.
     pub max_request_body: Option<ByteSize>,
+    /// Finds out how many requests the service works on at a time, within `maxInFlight`. Default:
+    /// none.
+    pub adaptive: Option<AdaptiveSpec>,
+}
+
+/// A limit on requests in flight that follows how long they take.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AdaptiveSpec {
+    /// The limit is never lower. Default 4.
+    #[schemars(range(min = 1))]
+    pub min_in_flight: Option<u32>,
+    /// What a request may take, in percent of what it takes while few are in flight, before the
+    /// limit shrinks; above 100. Default 150.
+    #[schemars(range(min = 101))]
+    pub max_latency_percent: Option<u32>,
 }
 
 /// The breaker of the whole service.

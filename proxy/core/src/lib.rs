@@ -17,6 +17,7 @@
 
 pub mod time;
 
+pub mod adaptive;
 pub mod authz;
 pub mod cache;
 pub mod client_hello;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::admin::standing::{STANDINGS, Standing};
 use crate::app::Shared;
+use crate::bulkhead;
 use crate::clock;
 use crate::snapshot::live::{Endpoint, EndpointState};
 use crate::snapshot::{Service, Snapshot, When};
@@ -153,6 +154,7 @@ pub(super) fn endpoints(shared: &Shared) -> Value {
                     Protocol::Http2 => "h2",
                 },
                 "inFlight": service.state.bulkhead.current(),
+                "adaptive": adaptive_view(service),
                 // Too few endpoints are available: health is ignored.
                 "panic": set.is_in_panic(),
                 "endpoints": endpoints,
@@ -160,6 +162,16 @@ pub(super) fn endpoints(shared: &Shared) -> Value {
         })
         .collect();
     json!({"services": services})
+}
+
+/// What was found out about how much the service can take; nothing where that is not asked.
+fn adaptive_view(service: &Service) -> Option<Value> {
+    service.limits.adaptive.as_ref()?;
+    let unhurried = service.state.adaptive.unhurried();
+    Some(json!({
+        "maxInFlight": bulkhead::max_in_flight(service),
+        "latencyMs": unhurried.map(|took| took.as_secs_f64() * 1e3),
+    }))
 }
 
 fn endpoint_view(endpoint: &Endpoint, now: Mono) -> Value {
@@ -268,6 +280,11 @@ pub(super) fn refresh_metrics(shared: &Shared) {
         metrics
             .gauge("outrigger_pending", &[name])
             .set(f64::from(service.state.bulkhead.pending()));
+        if service.limits.adaptive.is_some() {
+            metrics
+                .gauge("outrigger_in_flight_limit", &[name])
+                .set(f64::from(bulkhead::max_in_flight(service)));
+        }
         for route in &service.routes {
             if route.limits.is_some() {
                 let of = [name, ("route", &route.name)];

@@ -8,14 +8,16 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, request};
 use outrigger_core::breaker::{Ticket, Transition};
 use outrigger_core::error_code::ErrorCode;
-use outrigger_core::outcome::{GrpcCode, Observed};
+use outrigger_core::outcome::{GrpcCode, Observed, Outcome};
 use outrigger_core::time::Mono;
 use tracing::{info, warn};
 
+use crate::bulkhead;
 use crate::clock;
 use crate::error::ProxyError;
 use crate::http::body::ResponseBody;
@@ -213,7 +215,7 @@ impl Observation {
     pub fn step_back(&mut self) {
         self.note(|record| {
             record.breaker = None;
-            record.leave();
+            record.leave(None, Mono::ZERO);
         });
     }
 
@@ -315,13 +317,14 @@ impl Drop for Observation {
 impl Record {
     fn end(mut self: Box<Self>, ending: Ending, now: Mono) {
         let observed = self.observed(ending);
+        let took = self.took(&observed, now);
         if let Some(endpoint) = self.endpoint.take() {
             endpoint.finish(&observed, now);
         }
         if let Some((service, ticket)) = self.breaker.take() {
             record_breaker(&self.worker, &service, ticket, &observed, now);
         }
-        self.leave();
+        self.leave(took, now);
         if self.in_sidecar {
             self.worker.end();
             self.worker.shared.overload.leave();
@@ -341,11 +344,26 @@ impl Record {
         self.log(now, ending);
     }
 
+    /// How long the answer took, or how long none came, where the service's limit is found out from
+    /// that. A failure that comes at once says nothing of how much the service can take.
+    fn took(&self, observed: &Observed, now: Mono) -> Option<Duration> {
+        let service = self.in_flight.as_ref()?;
+        service.limits.adaptive.as_ref()?;
+        match observed {
+            Observed::RequestTimeout | Observed::PerTryTimeout | Observed::CallerDeadline => {
+                Some(now.saturating_since(self.start))
+            }
+            _ if service.failure_on.classify(observed) == Outcome::Success => {
+                self.endpoint.as_ref()?.latency()
+            }
+            _ => None,
+        }
+    }
+
     /// Gives the places of its service and of its rule back.
-    fn leave(&mut self) {
+    fn leave(&mut self, took: Option<Duration>, now: Mono) {
         if let Some(service) = self.in_flight.take() {
-            let max = service.limits.max_in_flight;
-            service.state.bulkhead.leave(max);
+            bulkhead::leave(&service, took, now);
         }
         if std::mem::take(&mut self.in_rule)
             && let Some(route) = &self.route

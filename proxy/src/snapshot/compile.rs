@@ -18,6 +18,7 @@ use outrigger_config::model::{
 };
 use outrigger_config::units::{CodeOrClass, KeySource};
 use outrigger_config::{MeshConfig, NamespacedName, RuleRef};
+use outrigger_core::adaptive;
 use outrigger_core::authz::Policies;
 use outrigger_core::codes::CodeSet;
 use outrigger_core::grpc::{GrpcCode, GrpcSet};
@@ -421,6 +422,7 @@ impl Compiler<'_> {
                 max_pending: *spec.max_pending,
                 max_pending_wait: *spec.max_pending_wait,
             },
+                adaptive: None,
             refused: bulkhead::Refused::new(&self.shared.metrics, &labels),
         })
     }
@@ -485,6 +487,10 @@ fn breaker(policy: &ServicePolicy) -> breaker::Params {
         min_requests: *spec.min_requests,
         window: *spec.window,
     });
+        adaptive: spec.adaptive.as_ref().map(|spec| adaptive::Params {
+            min: *spec.min_in_flight,
+            max_latency_percent: *spec.max_latency_percent,
+        }),
     breaker::Params {
         consecutive_failures: (*spec.consecutive_failures > 0)
             .then_some(*spec.consecutive_failures),

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use outrigger_core::adaptive::Adaptive;
 use outrigger_core::balance::{EndpointLoad, Layout, Member, Ring};
 use outrigger_core::breaker::Breaker;
 use outrigger_core::budget::RetryBudget;
@@ -102,6 +103,8 @@ pub struct ServiceState {
     /// Where round robin stands.
     pub cursor: AtomicUsize,
     /// Makes ejections happen one at a time.
+    /// How many it works on at a time, where that is found out.
+    pub adaptive: Adaptive,
     pub gate: EjectionGate,
     endpoints: ArcSwap<EndpointSet>,
 }
@@ -118,6 +121,7 @@ impl ServiceState {
             endpoints: ArcSwap::default(),
         }
     }
+            adaptive: Adaptive::default(),
 
     /// The endpoints now. A request asks once per attempt.
     pub fn endpoints(&self) -> arc_swap::Guard<Arc<EndpointSet>> {

@@ -76,6 +76,11 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Requests in flight to a service.",
     ),
     (
+        "outrigger_in_flight_limit",
+        Kind::Gauge,
+        "Requests that may be in flight to a service now, where limits.adaptive finds that out.",
+    ),
+    (
         "outrigger_pending",
         Kind::Gauge,
         "Requests that wait for a place among those in flight to a service.",

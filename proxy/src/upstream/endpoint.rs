@@ -148,7 +148,7 @@ impl EndpointUse {
     }
 
     /// Time to the response head; a refused connection must not look fast.
-    fn latency(&self) -> Option<Duration> {
+    pub fn latency(&self) -> Option<Duration> {
         self.head.map(|head| head.saturating_since(self.started))
     }
 

@@ -1,5 +1,7 @@
 //! Limits of services and rules: who is let in, who waits, and who is refused.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -304,4 +306,71 @@ async fn over_its_memory_budget_the_sidecar_serves_a_few_requests_and_sheds_the_
         assert_eq!(caller.await.expect("no panic").status, 200);
     }
     assert_eq!(sidecar.get("orders", "/").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adaptive_limit_shrinks_while_requests_queue_up_at_the_service_and_grows_again() {
+    const LIMIT: &str = "outrigger_in_flight_limit";
+    // Slow while many are there, as a service that works on a few at a time.
+    let crowded = Arc::new(AtomicBool::new(false));
+    let says = Arc::clone(&crowded);
+    let upstream = Upstream::h1(move |_| {
+        let millis = if says.load(Ordering::SeqCst) {
+            1_000
+        } else {
+            20
+        };
+        Reply::ok("").delay(Duration::from_millis(millis))
+    })
+    .await;
+    let limits = "limits: {maxInFlight: 60, maxPendingWait: 30s, adaptive: {minInFlight: 3, maxLatencyPercent: 1000}}";
+    let sidecar = Sidecar::named("web-1")
+        .mesh(service("orders", &[upstream.addr], limits))
+        .set("workers", 2.into())
+        .start()
+        .await;
+    let labels = [("service", "default/orders")];
+    let limit = |scrape: &Scrape| scrape.sum(LIMIT, &labels);
+    assert_eq!(limit(&sidecar.metrics().await), 60.0, "as wide as may be");
+    // What a request takes alone is measured first.
+    for _ in 0..25 {
+        assert_eq!(sidecar.get("orders", "/").await.status, 200);
+    }
+    let (outbound, over) = (sidecar.outbound(), Arc::new(AtomicBool::new(false)));
+    let callers: Vec<_> = (0..60)
+        .map(|_| {
+            let over = Arc::clone(&over);
+            tokio::spawn(async move {
+                let mut client = Client::h1(outbound).await;
+                while !over.load(Ordering::SeqCst) {
+                    let answer = client.call(Ask::get("orders", "/")).await;
+                    assert!(matches!(answer.status, 200 | 503), "{}", answer.text());
+                }
+            })
+        })
+        .collect();
+    crowded.store(true, Ordering::SeqCst);
+    sidecar
+        .metric_until("the limit has shrunk", |now| limit(now) <= 30.0)
+        .await;
+    let view = sidecar.view("/endpoints").await;
+    let found = view["services"][0]["adaptive"]["maxInFlight"].as_u64();
+    assert!(
+        found.is_some_and(|found| (3..60).contains(&found)),
+        "{view}"
+    );
+    crowded.store(false, Ordering::SeqCst);
+    sidecar
+        .metric_until("it has grown again", |now| limit(now) >= 40.0)
+        .await;
+    over.store(true, Ordering::SeqCst);
+    for caller in callers {
+        caller.await.expect("no panic");
+    }
+    assert!(upstream.most_active() <= 60, "{}", upstream.most_active());
+    sidecar
+        .metric_until("all places are given back", |now| {
+            now.sum("outrigger_in_flight", &labels) == 0.0
+        })
+        .await;
 }

@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use outrigger_config::effective::{
-    Answered, Async, Breaker, Connection, Delivery, Ejection, FailureOn, Features, Idempotency,
-    Limit, Limits, LoadBalancer, Origin, Retry, RuleLimits, RulePolicy, ServicePolicy, Setting,
-    Timeouts,
+    Adaptive, Answered, Async, Breaker, Connection, Delivery, Ejection, FailureOn, Features,
+    Idempotency, Limit, Limits, LoadBalancer, Origin, Retry, RuleLimits, RulePolicy, ServicePolicy,
+    Setting, Timeouts,
 };
 use outrigger_config::model::AsyncWhen;
 use outrigger_config::units::{ByteSize, Dur};
@@ -278,8 +278,17 @@ impl Rows<'_> {
         self.time("limits.maxPendingWait", max_pending_wait);
         self.optional_size("limits.maxRequestBody", max_request_body);
     }
+            adaptive,
 
     fn breaker(&mut self, breaker: &Breaker) {
+        if let Some(Adaptive {
+            min_in_flight,
+            max_latency_percent,
+        }) = adaptive
+        {
+            self.plain("limits.adaptive.minInFlight", min_in_flight);
+            self.plain("limits.adaptive.maxLatencyPercent", max_latency_percent);
+        }
         let Breaker {
             consecutive_failures,
             failure_percent,
