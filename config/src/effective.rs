@@ -163,8 +163,12 @@ pub struct Retry {
     pub budget_percent: Setting<u8>,
     /// How many retries there may always be, per second.
     pub budget_min_per_second: Setting<u32>,
-    /// When another try is made beside a slow one; none: never.
+    /// When another try is made beside a slow one; none: only by `hedge_percentile`.
     pub hedge_after: Limit,
+    /// A try is slow that takes longer than so many percent of them.
+    pub hedge_percentile: Setting<Option<u32>>,
+    /// Tries beside the first.
+    pub hedge_max: Setting<u32>,
 }
 
 /// The limits of a rule, beside its service's.
@@ -327,10 +331,6 @@ pub struct Limits {
     pub max_pending_wait: Setting<Duration>,
     /// The largest request body in bytes; none is unlimited.
     pub max_request_body: Setting<Option<u64>>,
-}
-
-/// The breaker of a service.
-#[derive(Debug, Clone, PartialEq)]
     /// Follows how long requests take; none is `max_in_flight` alone.
     pub adaptive: Option<Adaptive>,
 }
@@ -342,6 +342,10 @@ pub struct Adaptive {
     pub min_in_flight: Setting<u32>,
     /// What a request may take, in percent of what it takes while few are in flight.
     pub max_latency_percent: Setting<u32>,
+}
+
+/// The breaker of a service.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Breaker {
     /// Failures in a row that open it while there is one endpoint; 0 never.
     pub consecutive_failures: Setting<u32>,
@@ -709,6 +713,8 @@ fn retry(layers: &Layers<'_, RetrySpec>) -> Retry {
         budget_percent: budget.field(|spec| spec.percent.map(|percent| percent.0), 20),
         budget_min_per_second: budget.field(|spec| spec.min_per_second, 3),
         hedge_after: hedge.limit(|spec| spec.after, None),
+        hedge_percentile: hedge.optional(|spec| spec.percentile, None),
+        hedge_max: hedge.field(|spec| spec.max, 1),
     }
 }
 
@@ -802,19 +808,19 @@ fn load_balancer(layers: &Layers<'_, LoadBalancerSpec>) -> LoadBalancer {
 }
 
 fn limits(layers: &Layers<'_, LimitsSpec>) -> Limits {
+    let adaptive: Layers<'_, AdaptiveSpec> = layers.inner(|spec| spec.adaptive.as_ref());
+    let asked = adaptive.whole().is_some();
     Limits {
+        adaptive: asked.then(|| Adaptive {
+            min_in_flight: adaptive.field(|spec| spec.min_in_flight, 4),
+            max_latency_percent: adaptive.field(|spec| spec.max_latency_percent, 150),
+        }),
         max_in_flight: layers.field(|spec| spec.max_in_flight, 20_000),
         max_pending: layers.field(|spec| spec.max_pending, 1024),
         max_pending_wait: layers.duration(|spec| spec.max_pending_wait, Duration::from_millis(250)),
         max_request_body: layers
             .optional(|spec| spec.max_request_body, None)
-    let adaptive: Layers<'_, AdaptiveSpec> = layers.inner(|spec| spec.adaptive.as_ref());
-    let asked = adaptive.whole().is_some();
             .map(|size| size.map(|size| size.0)),
-        adaptive: asked.then(|| Adaptive {
-            min_in_flight: adaptive.field(|spec| spec.min_in_flight, 4),
-            max_latency_percent: adaptive.field(|spec| spec.max_latency_percent, 150),
-        }),
     }
 }
 

@@ -229,23 +229,25 @@ pub async fn exchange(
             fault: features::fault::of(call, route),
             fields: None,
         };
-        let mut outcome = match route.hedge_after {
-            Some(after) if may_retry && !call.probe => {
+        let mut outcome = match &route.hedge {
+            Some(hedge) if may_retry && !call.probe => {
                 let race = Race {
                     call,
                     target: &target,
                     route,
+                    hedge,
                     window: &window,
                     number,
+                    most: (route.retry.attempts.saturating_add(1)).saturating_sub(counted),
                     tried: &tried,
                 };
-                // Boxed: rare, and twice as large.
-                let raced = Box::pin(race.run(endpoint, &mut body, after)).await;
-                if let Some(second) = raced.second {
+                // Boxed: rare, and larger.
+                let raced = Box::pin(race.run(endpoint, &mut body)).await;
+                for other in raced.others {
                     number += 1;
                     call.observation.attempt();
                     call.in_doubt = true;
-                    tried.push(second);
+                    tried.push(other);
                 }
                 raced.outcome
             }

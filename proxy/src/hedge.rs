@@ -1,19 +1,21 @@
-//! Hedging: a second try beside a slow first one, and the first good answer of the two.
+//! Hedging: other tries beside a slow one, and the first good answer of them all.
 //!
 //! A hedge is a retry that does not wait for the failure: only what may be retried is hedged, it
 //! counts as one of `retry.attempts`, and the route's retry budget pays for it. It goes to another
-//! endpoint or not at all, and a breaker's probe is never hedged. The loser is cancelled; what is
-//! known of its endpoint is that it takes at least that long.
+//! endpoint or not at all, and a breaker's probe is never hedged. The losers are cancelled; what is
+//! known of their endpoints is that they take at least that long.
 //!
 //! Stands on the life of a request.
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use outrigger_core::retry;
+use outrigger_core::time::Mono;
 
 use crate::attempt::{self, Answer, Failure, Window};
 use crate::call::{Call, OutgoingBody};
@@ -23,12 +25,23 @@ use crate::http::body::RequestBody;
 use crate::snapshot::{Route, Service};
 use crate::upstream::endpoint::EndpointUse;
 
-/// What came of one try, or of two.
+/// `retry.hedge` of a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hedge {
+    /// How long a try may take; the least where it is learned.
+    pub after: Option<Duration>,
+    /// Learned: so many percent of the tries take no longer.
+    pub percentile: Option<u32>,
+    /// Tries beside the first.
+    pub max: u32,
+}
+
+/// What came of one try, or of several.
 pub struct Raced {
     /// The outcome that counts.
     pub outcome: Result<Answer, Failure>,
-    /// The endpoint of the second try, if there was one.
-    pub second: Option<SocketAddr>,
+    /// The endpoints of the tries beside the first.
+    pub others: Vec<SocketAddr>,
 }
 
 /// What a try needs to know.
@@ -39,94 +52,141 @@ pub struct Race<'a> {
     pub target: &'a Arc<Service>,
     /// The rule that hedges.
     pub route: &'a Route,
+    /// When it does.
+    pub hedge: &'a Hedge,
     /// The limits of the first try.
     pub window: &'a Window<'a>,
     /// The number of the first try, from 1.
     pub number: u32,
+    /// Tries that `retry.attempts` leaves beside the first.
+    pub most: u32,
     /// The endpoints of earlier tries.
     pub tried: &'a [SocketAddr],
 }
 
 type Outcome = Result<Answer, Failure>;
 
+type Try<'t> = Pin<Box<dyn Future<Output = Outcome> + 't>>;
+
+/// What happened next.
+enum Next {
+    /// The try of this index is over.
+    Over(usize, Outcome),
+    /// It is time for another.
+    Slow,
+}
+
 impl Race<'_> {
-    /// Runs a try towards `first`, and another beside it when `after` passes without an outcome.
+    /// Runs a try towards `first`, and others beside it as often as the wait passes without an
+    /// outcome.
     ///
     /// # Cancel safety
-    /// Dropping the future abandons both.
-    pub async fn run(
-        self,
-        mut first: EndpointUse,
-        body: &mut OutgoingBody,
-        after: std::time::Duration,
-    ) -> Raced {
-        let Self {
-            call,
-            target,
-            window,
-            ..
-        } = self;
-        let addr = first.addr();
+    /// Dropping the future abandons them all.
+    pub async fn run(self, mut first: EndpointUse, body: &mut OutgoingBody) -> Raced {
+        let Self { call, window, .. } = self;
+        let wait = self.wait();
+        let most = self.hedge.max.min(self.most) as usize;
+        let mut others: Vec<SocketAddr> = Vec::new();
+        let mut tried = self.tried.to_vec();
+        tried.push(first.addr());
         first.hedged();
-        let mut one = pin!(attempt::attempt(
-            call,
-            target,
-            first,
-            body.take(),
-            window,
-            true
-        ));
-        tokio::select! {
-            biased;
-            outcome = &mut one => return Raced { outcome, second: None },
-            () = call.worker.wheel.sleep_until(window.now + after) => {}
-        }
-        let (second, body) = match self.second(addr, body) {
-            Ok(second) => second,
-            Err(why_not) => {
-                self.count(why_not);
-                let outcome = one.await;
-                return Raced {
-                    outcome,
-                    second: None,
-                };
+        let attempt = attempt::attempt(call, self.target, first, body.take(), window, true);
+        // Each until it is over.
+        let mut tries: Vec<Option<Try<'_>>> = vec![Some(Box::pin(attempt))];
+        let mut due = wait.filter(|_| most > 0).map(|wait| window.now + wait);
+        // Whether the first took longer than that.
+        let mut slow = false;
+        loop {
+            match self.next(&mut tries, due).await {
+                Next::Over(n, outcome) => {
+                    if let Some(over) = tries.get_mut(n) {
+                        *over = None;
+                    }
+                    let good = self.is_good(&outcome);
+                    if good && !slow {
+                        self.learn(Some(clock::now().saturating_since(window.now)));
+                    }
+                    if good || tries.iter().all(Option::is_none) {
+                        for hedge in 1..=others.len() {
+                            self.count(if hedge == n { "won" } else { "lost" });
+                        }
+                        return Raced { outcome, others };
+                    }
+                    if let Ok(answer) = outcome {
+                        answer.discard(DISCARD_BYTES, &call.upload);
+                    }
+                }
+                Next::Slow => {
+                    if !std::mem::replace(&mut slow, true) {
+                        self.learn(None);
+                    }
+                    due = None;
+                    match self.another(&tried, body) {
+                        Ok((endpoint, body)) => {
+                            others.push(endpoint.addr());
+                            tried.push(endpoint.addr());
+                            let beside = others.len();
+                            let number = self.number + u32::try_from(beside).unwrap_or(u32::MAX);
+                            tries.push(Some(self.beside(endpoint, number, body)));
+                            if let Some(wait) = wait.filter(|_| beside < most) {
+                                due = Some(clock::now() + wait);
+                            }
+                        }
+                        Err(why_not) => self.count(why_not),
+                    }
+                }
             }
-        };
-        let beside = second.addr();
-        let now = clock::now();
-        let fields = call.stamped(&second, self.number + 1, window.deadline, now);
-        let window = Window {
-            now,
-            fields: Some(&fields),
-            ..*window
-        };
-        let two = pin!(attempt::attempt(call, target, second, body, &window, true));
-        let (outcome, won) = self.first_good(one, two).await;
-        self.count(if won { "won" } else { "lost" });
-        Raced {
-            outcome,
-            second: Some(beside),
         }
     }
 
-    /// The endpoint and body of a second try.
+    /// How long a try may take before another is made beside it; none as long as that is not known.
+    fn wait(&self) -> Option<Duration> {
+        let learned = self.hedge.percentile.and(self.route.state.slow.get());
+        // The least of a wait that is learned, and the wait as long as it is not.
+        self.hedge.after.max(learned)
+    }
+
+    /// The first try took `took`; none for longer than the wait.
+    fn learn(&self, took: Option<Duration>) {
+        if let Some(percentile) = self.hedge.percentile {
+            self.route.state.slow.record(percentile, took);
+        }
+    }
+
+    async fn next(&self, tries: &mut [Option<Try<'_>>], due: Option<Mono>) -> Next {
+        let mut timer = due.map(|due| self.call.worker.wheel.sleep_until(due));
+        std::future::poll_fn(|cx| {
+            for (n, running) in tries.iter_mut().enumerate() {
+                if let Some(running) = running
+                    && let Poll::Ready(outcome) = running.as_mut().poll(cx)
+                {
+                    return Poll::Ready(Next::Over(n, outcome));
+                }
+            }
+            match &mut timer {
+                Some(timer) => Pin::new(timer).poll(cx).map(|()| Next::Slow),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// The endpoint and body of one more try.
     ///
     /// # Errors
     /// Why there is none, as the metric says it.
-    fn second(
+    fn another(
         &self,
-        first: SocketAddr,
+        tried: &[SocketAddr],
         body: &OutgoingBody,
     ) -> Result<(EndpointUse, RequestBody), &'static str> {
         let body = body.beside().ok_or("body_incomplete")?;
-        let mut tried = self.tried.to_vec();
-        tried.push(first);
         let now = clock::now();
-        let mut second = self
+        let mut endpoint = self
             .call
-            .pick_endpoint(self.target, &tried, now)
+            .pick_endpoint(self.target, tried, now)
             .ok()
-            .filter(|second| !tried.contains(&second.addr()))
+            .filter(|other| !tried.contains(&other.addr()))
             .ok_or("no_other_endpoint")?;
         if !self
             .route
@@ -136,49 +196,32 @@ impl Race<'_> {
         {
             return Err("budget_exhausted");
         }
-        second.hedged();
-        Ok((second, body))
+        endpoint.hedged();
+        Ok((endpoint, body))
     }
 
-    /// The first outcome that calls for no retry, else the later one; and whether it is the second
-    /// try's.
-    async fn first_good(
-        &self,
-        mut one: Pin<&mut impl Future<Output = Outcome>>,
-        mut two: Pin<&mut impl Future<Output = Outcome>>,
-    ) -> (Outcome, bool) {
-        let good = |outcome: &Outcome| {
-            let observed = match outcome {
-                Ok(answer) => &answer.observed,
-                Err(failure) => &failure.observed,
+    /// One more try, beside those under way.
+    fn beside(&self, endpoint: EndpointUse, number: u32, body: RequestBody) -> Try<'_> {
+        Box::pin(async move {
+            let now = clock::now();
+            let deadline = self.window.deadline;
+            let fields = self.call.stamped(&endpoint, number, deadline, now);
+            let window = Window {
+                now,
+                fields: Some(&fields),
+                ..*self.window
             };
-            !retry::calls_for_another(&self.route.retry, observed)
-        };
-        // Which of the two has failed already.
-        let mut failed: Option<bool> = None;
-        std::future::poll_fn(|cx| {
-            for second in [false, true] {
-                if failed == Some(second) {
-                    continue;
-                }
-                let polled = match second {
-                    false => one.as_mut().poll(cx),
-                    true => two.as_mut().poll(cx),
-                };
-                let Poll::Ready(outcome) = polled else {
-                    continue;
-                };
-                if failed.is_some() || good(&outcome) {
-                    return Poll::Ready((outcome, second));
-                }
-                failed = Some(second);
-                if let Ok(answer) = outcome {
-                    answer.discard(DISCARD_BYTES, &self.call.upload);
-                }
-            }
-            Poll::Pending
+            attempt::attempt(self.call, self.target, endpoint, body, &window, true).await
         })
-        .await
+    }
+
+    /// Whether it calls for no retry.
+    fn is_good(&self, outcome: &Outcome) -> bool {
+        let observed = match outcome {
+            Ok(answer) => &answer.observed,
+            Err(failure) => &failure.observed,
+        };
+        !retry::calls_for_another(&self.route.retry, observed)
     }
 
     fn count(&self, outcome: &str) {

@@ -49,17 +49,25 @@ pub struct RetrySpec {
     pub max_body: Option<ByteSize>,
     /// How many retries there may be in all, per route and service.
     pub budget: Option<RetryBudgetSpec>,
-    /// A second try beside a slow first one, where a retry would be allowed. Default: none.
+    /// Other tries beside a slow one, where a retry would be allowed. Default: none.
     pub hedge: Option<HedgeSpec>,
 }
 
-/// A second try beside a slow first one: the first good answer counts. It goes to another endpoint,
-/// is one of `attempts`, and is paid for by `budget`.
+/// Other tries beside a slow one: the first good answer counts. Each goes to another endpoint, is one
+/// of `attempts`, and is paid for by `budget`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HedgeSpec {
-    /// How long the first try may take before; 0s does not hedge.
+    /// How long a try may take before; the least where `percentile` is set too. 0s, the default:
+    /// only `percentile` says so.
     pub after: Option<Dur>,
+    /// A try that takes longer than so many percent of the rule's tries, as long as that is known; 1
+    /// to 99. Default: none.
+    #[schemars(range(min = 1, max = 99))]
+    pub percentile: Option<u32>,
+    /// Tries beside the first at most. Default 1.
+    #[schemars(range(min = 1))]
+    pub max: Option<u32>,
 }
 
 /// A condition for another try beside status codes.

@@ -37,6 +37,7 @@ pub mod bulkhead;
 pub mod deadline;
 pub mod fault;
 pub mod limit;
+pub mod quantile;
 pub mod rate;
 
 pub mod codes;

@@ -32,6 +32,7 @@ use outrigger_core::{balance, breaker, budget, ejection, headers, redelivery, re
 use crate::app::Shared;
 use crate::bulkhead;
 use crate::destination::protocol;
+use crate::hedge::Hedge;
 use crate::identity::jwt::Issuers;
 use crate::listener::Direction;
 use crate::queueing::ordering::OrderingKey;
@@ -229,7 +230,7 @@ impl Compiler<'_> {
                 stream: *policy.timeouts.stream,
             },
             retry: retry_params(policy),
-            hedge_after: *policy.retry.hedge_after,
+            hedge: hedge(policy),
             budget: budget::Params {
                 percent: u32::from(*policy.retry.budget_percent),
                 min_per_second: *policy.retry.budget_min_per_second,
@@ -362,7 +363,7 @@ impl Compiler<'_> {
                 attempts: 0,
                 ..retry::Params::default()
             },
-            hedge_after: None,
+            hedge: None,
             budget: budget::Params::default(),
             limits: None,
             max_request_body: None,
@@ -421,8 +422,8 @@ impl Compiler<'_> {
                 max_in_flight: spec.max_in_flight.unwrap_or(u32::MAX),
                 max_pending: *spec.max_pending,
                 max_pending_wait: *spec.max_pending_wait,
-            },
                 adaptive: None,
+            },
             refused: bulkhead::Refused::new(&self.shared.metrics, &labels),
         })
     }
@@ -461,6 +462,15 @@ fn connection(policy: &ServicePolicy) -> pool::Params {
     }
 }
 
+fn hedge(policy: &RulePolicy) -> Option<Hedge> {
+    let (after, percentile) = (*policy.retry.hedge_after, *policy.retry.hedge_percentile);
+    (after.is_some() || percentile.is_some()).then(|| Hedge {
+        after,
+        percentile,
+        max: *policy.retry.hedge_max,
+    })
+}
+
 fn connect_override(policy: &RulePolicy) -> Option<Duration> {
     let connect = &policy.timeouts.connect;
     is_of_the_rule(&connect.origin).then(|| connect.unwrap_or_default())
@@ -477,6 +487,10 @@ fn limits(policy: &ServicePolicy) -> bulkhead::Limits {
         max_in_flight: *spec.max_in_flight,
         max_pending: *spec.max_pending,
         max_pending_wait: *spec.max_pending_wait,
+        adaptive: spec.adaptive.as_ref().map(|spec| adaptive::Params {
+            min: *spec.min_in_flight,
+            max_latency_percent: *spec.max_latency_percent,
+        }),
     }
 }
 
@@ -487,10 +501,6 @@ fn breaker(policy: &ServicePolicy) -> breaker::Params {
         min_requests: *spec.min_requests,
         window: *spec.window,
     });
-        adaptive: spec.adaptive.as_ref().map(|spec| adaptive::Params {
-            min: *spec.min_in_flight,
-            max_latency_percent: *spec.max_latency_percent,
-        }),
     breaker::Params {
         consecutive_failures: (*spec.consecutive_failures > 0)
             .then_some(*spec.consecutive_failures),

@@ -20,6 +20,7 @@ use outrigger_core::breaker::Breaker;
 use outrigger_core::budget::RetryBudget;
 use outrigger_core::bulkhead::Bulkhead;
 use outrigger_core::ejection::{EjectionGate, EndpointHealth};
+use outrigger_core::quantile::Quantile;
 use outrigger_core::rate::Rates;
 use outrigger_core::time::Mono;
 
@@ -88,6 +89,8 @@ pub struct RouteState {
     pub rates: Rates,
     /// Copies of its requests on their way.
     pub mirrored: Bulkhead,
+    /// How long its tries take, where one that is slow is hedged.
+    pub slow: Quantile,
 }
 
 /// The state of one service, shared by all workers.
@@ -100,11 +103,11 @@ pub struct ServiceState {
     pub cache: Arc<Cache>,
     /// Requests on their way, and those that wait for a place.
     pub bulkhead: Bulkhead,
+    /// How many it works on at a time, where that is found out.
+    pub adaptive: Adaptive,
     /// Where round robin stands.
     pub cursor: AtomicUsize,
     /// Makes ejections happen one at a time.
-    /// How many it works on at a time, where that is found out.
-    pub adaptive: Adaptive,
     pub gate: EjectionGate,
     endpoints: ArcSwap<EndpointSet>,
 }
@@ -118,10 +121,10 @@ impl ServiceState {
             bulkhead: Bulkhead::default(),
             cursor: AtomicUsize::new(0),
             gate: EjectionGate::default(),
+            adaptive: Adaptive::default(),
             endpoints: ArcSwap::default(),
         }
     }
-            adaptive: Adaptive::default(),
 
     /// The endpoints now. A request asks once per attempt.
     pub fn endpoints(&self) -> arc_swap::Guard<Arc<EndpointSet>> {

@@ -31,6 +31,7 @@ use outrigger_core::{balance, breaker, budget, ejection, redelivery, retry};
 
 use crate::bulkhead;
 use crate::health::Checks;
+use crate::hedge::Hedge;
 use crate::identity::jwt::Issuers;
 use crate::queueing::ordering::OrderingKey;
 use crate::queueing::target::Allowed;
@@ -320,8 +321,8 @@ pub struct Route {
     pub timeouts: Timeouts,
     /// When to try again.
     pub retry: retry::Params,
-    /// How long a try may take before another is made beside it; none does not hedge.
-    pub hedge_after: Option<Duration>,
+    /// When other tries are made beside a slow one; none does not hedge.
+    pub hedge: Option<Hedge>,
     /// How much extra load retries may be.
     pub budget: budget::Params,
     /// Its own share of the places, beside the service's limit.

@@ -1,7 +1,10 @@
 //! A second try beside a slow first one.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use outrigger_tests::client::{self, Ask};
 use outrigger_tests::mesh::{Sidecar, route, service};
 use outrigger_tests::until_true;
@@ -102,4 +105,65 @@ async fn hedges_are_paid_for_by_the_retry_budget() {
     let metrics = sidecar.metrics().await;
     let labels = [("outcome", "budget_exhausted")];
     assert_eq!(metrics.sum(HEDGES, &labels), 3.0);
+}
+
+#[tokio::test]
+async fn what_is_slow_is_learned_from_the_rule_s_own_tries() {
+    let stuck = Arc::new(AtomicBool::new(false));
+    let says = Arc::clone(&stuck);
+    // Good in its turn, until it is not.
+    let slow = Upstream::h1(move |_| match says.load(Ordering::SeqCst) {
+        true => Reply::hang(),
+        false => Reply::ok("").delay(Duration::from_millis(50)),
+    })
+    .await;
+    let fast = Upstream::h1(|_| Reply::ok("").delay(Duration::from_millis(50))).await;
+    let rule = "{timeouts: {request: 60s}, retry: {hedge: {percentile: 99}}}";
+    let sidecar = mesh([&slow, &fast], rule).await;
+    let before = 40;
+    for _ in 0..before {
+        assert_eq!(sidecar.get("orders", "/").await.status, 200);
+    }
+    let learned = sidecar.metrics().await.sum(HEDGES, &[]);
+    assert!(learned <= f64::from(before) / 2.0, "{learned} hedges");
+    stuck.store(true, Ordering::SeqCst);
+    for _ in 0..6 {
+        assert_eq!(sidecar.get("orders", "/").await.status, 200);
+    }
+    let won = [("service", "default/orders"), ("outcome", "won")];
+    let metrics = sidecar.metrics().await;
+    assert!(
+        metrics.sum(HEDGES, &won) >= 2.0,
+        "those that hung were hedged"
+    );
+}
+
+#[tokio::test]
+async fn as_many_tries_are_made_beside_each_other_as_the_rule_says() {
+    let rows = [(2, 5, 3), (5, 2, 3), (1, 5, 2)];
+    join_all(rows.map(|(max, attempts, tries)| hanging(max, attempts, tries))).await;
+}
+
+/// A call that nobody answers, with this `max` and `attempts`, is tried so often.
+async fn hanging(max: u32, attempts: u32, tries: usize) {
+    let mut upstreams = Vec::new();
+    for _ in 0..4 {
+        upstreams.push(Upstream::h1(|_| Reply::hang()).await);
+    }
+    let endpoints: Vec<_> = upstreams.iter().map(|upstream| upstream.addr).collect();
+    let hedge = format!("hedge: {{after: 20ms, max: {max}}}, budget: {{minPerSecond: 10}}");
+    let rule = format!("{{timeouts: {{request: 3s}}, retry: {{attempts: {attempts}, {hedge}}}}}");
+    let yaml = service("orders", &endpoints, TURNS) + &route("orders", &[&rule]);
+    let sidecar = Sidecar::start(yaml).await;
+    let answer = sidecar.get("orders", "/").await;
+    answer.assert_error(504, "upstream_timeout");
+    let seen: Vec<_> = upstreams.iter().flat_map(Upstream::seen).collect();
+    let numbers = seen.iter().map(|seen| seen.header("outrigger-attempt"));
+    let mut numbers: Vec<&str> = numbers.collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, ["1", "2", "3"][..tries], "max {max} of {attempts}");
+    assert!(upstreams.iter().all(|upstream| upstream.hits() <= 1));
+    let metrics = sidecar.metrics().await;
+    let all = metrics.sum("outrigger_attempts_total", &[("service", "default/orders")]);
+    assert_eq!(all, tries as f64);
 }

@@ -99,6 +99,8 @@ impl Rows<'_> {
             budget_percent,
             budget_min_per_second,
             hedge_after,
+            hedge_percentile,
+            hedge_max,
         } = retry;
         self.plain("retry.attempts", attempts);
         self.list("retry.codes", codes);
@@ -111,6 +113,10 @@ impl Rows<'_> {
         self.plain("retry.budget.percent", budget_percent);
         self.plain("retry.budget.minPerSecond", budget_min_per_second);
         self.limit("retry.hedge.after", hedge_after);
+        self.option("retry.hedge.percentile", hedge_percentile);
+        if hedge_after.is_some() || hedge_percentile.is_some() {
+            self.plain("retry.hedge.max", hedge_max);
+        }
     }
 
     fn rule_limits(&mut self, limits: &RuleLimits) {
@@ -272,15 +278,9 @@ impl Rows<'_> {
             max_pending,
             max_pending_wait,
             max_request_body,
+            adaptive,
         } = limits;
         self.plain("limits.maxInFlight", max_in_flight);
-        self.plain("limits.maxPending", max_pending);
-        self.time("limits.maxPendingWait", max_pending_wait);
-        self.optional_size("limits.maxRequestBody", max_request_body);
-    }
-            adaptive,
-
-    fn breaker(&mut self, breaker: &Breaker) {
         if let Some(Adaptive {
             min_in_flight,
             max_latency_percent,
@@ -289,6 +289,12 @@ impl Rows<'_> {
             self.plain("limits.adaptive.minInFlight", min_in_flight);
             self.plain("limits.adaptive.maxLatencyPercent", max_latency_percent);
         }
+        self.plain("limits.maxPending", max_pending);
+        self.time("limits.maxPendingWait", max_pending_wait);
+        self.optional_size("limits.maxRequestBody", max_request_body);
+    }
+
+    fn breaker(&mut self, breaker: &Breaker) {
         let Breaker {
             consecutive_failures,
             failure_percent,
