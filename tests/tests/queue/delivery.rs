@@ -412,3 +412,25 @@ async fn a_breaker_that_deliveries_opened_refuses_calls_and_both_share_its_probe
     in_state(&sidecar, &id, "succeeded").await;
     assert_eq!(sidecar.call(post("sync")).await.status, 200);
 }
+
+/// An endpoint was tried with the breaker closed: no byte was sent, but the try says as much of the
+/// target as an answer would. What must not spend attempts is refused by the breaker before.
+#[tokio::test]
+async fn a_refused_connect_spends_an_attempt_while_the_breaker_is_closed() {
+    let nobody = outrigger_tests::upstream::nobody().await;
+    let rule = "{name: send, async: {queue: mail, when: Always, \
+                delivery: {attempts: 3, backoff: 10ms, maxBackoff: 10ms}}}";
+    let never = "breaker: {failureRate: {percent: 0}}";
+    let yaml = service("mailer", &[nobody], never)
+        + &outrigger_tests::mesh::route("mailer", &[rule])
+        + &outrigger_tests::mesh::queue("mail", "");
+    let sidecar = Sidecar::start(yaml).await;
+    store_ready(&sidecar).await;
+    let id = accepted(&sidecar, post("hello")).await;
+    let dead = in_state(&sidecar, &id, "dead").await;
+    let attempts = dead["attempts"].as_array().expect("a list");
+    assert_eq!(attempts.len(), 3, "{dead}");
+    for attempt in attempts {
+        assert_eq!(attempt["reason"], "connect_failed", "{dead}");
+    }
+}

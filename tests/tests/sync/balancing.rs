@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use outrigger_tests::client::{Answer, Ask, Client};
 use outrigger_tests::mesh::{Edited, Sidecar, document, route, service};
 use outrigger_tests::until;
-use outrigger_tests::upstream::{Reply, Upstream};
+use outrigger_tests::upstream::{Reply, Seen, Upstream};
 use serde_json::json;
 
 /// A service that answers with its name.
@@ -330,4 +330,30 @@ async fn a_subset_keeps_to_its_endpoints_when_they_change() {
     for _ in 0..10 {
         assert_eq!(sidecar.get("orders", "/").await.text(), "v2b");
     }
+}
+
+#[tokio::test]
+async fn a_retry_tries_the_rest_of_our_zone_first_and_another_zone_last() {
+    let failing = async || Upstream::h1(|_| Reply::status(503)).await;
+    let near = [failing().await, failing().await];
+    let far = named("far").await;
+    let endpoints = [
+        (&near[0], "zone: a"),
+        (&near[1], "zone: a"),
+        (&far, "zone: b"),
+    ];
+    let more = "ejection: {consecutiveFailures: 0}\nbreaker: {failureRate: {percent: 0}}";
+    let rule = "{retry: {attempts: 2, budget: {percent: 100, minPerSecond: 100}}}";
+    let sidecar = Sidecar::named("web-1")
+        .set("workload", json!({"name": "web-1", "zone": "a"}))
+        .mesh(orders(&endpoints, more) + &route("orders", &[rule]))
+        .start()
+        .await;
+    for n in 1..=10 {
+        assert_eq!(sidecar.get("orders", "/").await.text(), "far");
+        assert_eq!((near[0].hits(), near[1].hits(), far.hits()), (n, n, n));
+    }
+    let seen = far.seen();
+    let last = |seen: &Seen| seen.header("outrigger-attempt") == "3";
+    assert!(seen.iter().all(last), "{seen:?}");
 }

@@ -342,3 +342,40 @@ async fn a_service_that_is_down_opens_its_breaker_and_recovers() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn after_a_failed_probe_the_breaker_stays_open_for_twice_as_long_less_jitter() {
+    let upstream = Upstream::h1(|_| Reply::status(500)).await;
+    let more = "breaker: {consecutiveFailures: 3, openFor: 2s, maxOpenFor: 5s}";
+    let sidecar = Sidecar::start(service("orders", &[upstream.addr], more)).await;
+    open_it(&sidecar).await;
+    // However late one looks: since when it is open, and for how much longer.
+    let open_for = async |openings: u64| {
+        until("it has opened", || async {
+            let view = sidecar.view("/breakers").await;
+            let breaker = &view["breakers"][0];
+            if breaker["openedCount"] != openings {
+                // The probe is whoever comes first.
+                post(&sidecar).await;
+                return None;
+            }
+            Some(breaker["sinceMs"].as_u64()? + breaker["retryInMs"].as_u64()?)
+        })
+        .await
+    };
+    // Milliseconds are rounded down, each by itself.
+    let first = open_for(1).await;
+    assert!(
+        (1998..=2000).contains(&first),
+        "the first is exact: {first}"
+    );
+    let second = open_for(2).await;
+    assert!((3198..=4000).contains(&second), "{second}");
+    let third = open_for(3).await;
+    assert!(
+        (3998..=5000).contains(&third),
+        "no longer than maxOpenFor: {third}"
+    );
+    // Three opened it, and then one probe for each opening.
+    assert_eq!(upstream.hits(), 3 + 2);
+}
