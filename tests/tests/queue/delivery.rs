@@ -434,3 +434,37 @@ async fn a_refused_connect_spends_an_attempt_while_the_breaker_is_closed() {
         assert_eq!(attempt["reason"], "connect_failed", "{dead}");
     }
 }
+
+#[tokio::test]
+async fn a_target_that_asks_for_less_gets_half_at_a_time() {
+    const PLACES: usize = 8;
+    let (first, second) = (Gate::new(), Gate::new());
+    let (busy, rest) = (first.clone(), second.clone());
+    let rule = "when: Always, delivery: {maxInFlight: 8, backoff: 5ms, maxBackoff: 5ms}";
+    let (upstream, sidecar) = mailer(rule, move |seen| match seen.n <= PLACES {
+        true => Reply::status(429).hold(&busy),
+        false => Reply::ok("").hold(&rest),
+    })
+    .await;
+    let mut ids = Vec::new();
+    for _ in 0..2 * PLACES {
+        ids.push(accepted(&sidecar, post("x")).await);
+    }
+    until_true("all places are taken", || upstream.active() == PLACES).await;
+    first.open();
+    // The messages that were turned away come back beside those that still wait.
+    until_true("half of them are taken", || {
+        upstream.hits() == PLACES + PLACES / 2
+    })
+    .await;
+    // Time in which a fifth would come; a slow machine sees less of it, and no failure.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(upstream.hits(), PLACES + PLACES / 2);
+    assert_eq!(upstream.active(), PLACES / 2);
+    second.open();
+    for id in &ids {
+        in_state(&sidecar, id, "succeeded").await;
+    }
+    assert_eq!(upstream.hits(), PLACES + 2 * PLACES);
+    assert_no_drift(&sidecar.metrics().await);
+}
