@@ -12,6 +12,7 @@ use rustls::ClientConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{DigitallySignedStruct, ServerConfig, SignatureScheme};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -102,22 +103,26 @@ impl Leaf {
         (chain.expect("certificates"), key.expect("a key"))
     }
 
+    /// As it is: rustls itself would not show one that is malformed.
+    fn shown(&self) -> Arc<SingleCertAndKey> {
+        let (chain, key) = self.parts();
+        let key = provider().key_provider.load_private_key(key);
+        let certified = CertifiedKey::new(chain, key.expect("a key that signs"));
+        Arc::new(SingleCertAndKey::from(certified))
+    }
+
     /// A client with this certificate that believes whoever answers.
     pub fn client(&self, alpn: &[&str]) -> Arc<ClientConfig> {
-        let (chain, key) = self.parts();
-        let builder = believing().with_client_auth_cert(chain, key);
-        speaking(builder.expect("a client"), alpn)
+        speaking(believing().with_client_cert_resolver(self.shown()), alpn)
     }
 
     /// A server with this certificate that asks nobody for theirs.
     pub fn server(&self, alpn: &[&str]) -> Arc<ServerConfig> {
-        let (chain, key) = self.parts();
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("TLS 1.3")
             .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("a server");
+            .with_cert_resolver(self.shown());
         config.alpn_protocols = names(alpn);
         Arc::new(config)
     }
