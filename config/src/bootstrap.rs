@@ -138,6 +138,11 @@ impl Workload {
             .unwrap_or(crate::units::DEFAULT_NAMESPACE)
     }
 
+    /// `serviceAccount`, or `default`.
+    pub fn service_account(&self) -> &str {
+        self.service_account.as_deref().unwrap_or("default")
+    }
+
     /// The service that it is an instance of.
     pub fn service(&self) -> Option<crate::NamespacedName> {
         let service = self.service.as_deref()?;
@@ -510,7 +515,8 @@ impl ControlPlaneBootstrap {
             paths.extend([&mut tls.certificate, &mut tls.key]);
         }
         if let Some(ca) = &mut self.ca {
-            paths.extend([&mut ca.certificate, &mut ca.key]);
+            paths.extend(ca.certificate.iter_mut());
+            paths.extend(ca.key.iter_mut());
             paths.extend(ca.roots.iter_mut());
         }
         for token in self.join.iter_mut().flat_map(|join| &mut join.tokens) {
@@ -551,18 +557,56 @@ pub struct KubernetesSource {
     pub namespaces: Vec<String>,
 }
 
-/// The certificate authority of the mesh.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// The certificate authority of the mesh; `{}` is the one that `outrigger ca init` makes in
+/// `stateDir`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CaSpec {
-    /// The issuer's certificate, PEM.
-    pub certificate: PathBuf,
-    /// The issuer's key, PEM.
-    pub key: PathBuf,
-    /// The roots handed to the sidecars, PEM. Default: the issuer.
+    /// The issuer's certificate and, behind it, intermediates up to the root, PEM. Default:
+    /// `issuer.pem` in `stateDir`.
+    pub certificate: Option<PathBuf>,
+    /// The issuer's key, PEM. Default: `issuer.key` in `stateDir`.
+    pub key: Option<PathBuf>,
+    /// The roots handed to the sidecars, PEM. Default: the issuer; `roots.pem` in `stateDir` where
+    /// `certificate` is left out.
     pub roots: Option<PathBuf>,
-    /// How long a sidecar's certificate lives. Default 24h.
+    /// How long a sidecar's certificate lives, 2s to 2160h. Default 24h.
     pub leaf_ttl: Option<Dur>,
+}
+
+impl CaSpec {
+    /// The shortest life of a certificate: half of it must be enough to renew it.
+    pub const SHORTEST: std::time::Duration = std::time::Duration::from_secs(2);
+    /// The longest, 90 days: Istio's bound.
+    pub const LONGEST: std::time::Duration = std::time::Duration::from_secs(90 * 86_400);
+
+    /// The issuer's certificate.
+    pub fn certificate(&self, state_dir: &Path) -> PathBuf {
+        let named = self.certificate.clone();
+        named.unwrap_or_else(|| state_dir.join("issuer.pem"))
+    }
+
+    /// The issuer's key.
+    pub fn key(&self, state_dir: &Path) -> PathBuf {
+        self.key
+            .clone()
+            .unwrap_or_else(|| state_dir.join("issuer.key"))
+    }
+
+    /// The roots; none: the issuer is the root.
+    pub fn roots(&self, state_dir: &Path) -> Option<PathBuf> {
+        let made = self
+            .certificate
+            .is_none()
+            .then(|| state_dir.join("roots.pem"));
+        self.roots.clone().or(made)
+    }
+
+    /// `leafTtl`, or 24 h.
+    pub fn leaf_ttl(&self) -> std::time::Duration {
+        self.leaf_ttl
+            .map_or(std::time::Duration::from_secs(86_400), |ttl| ttl.0)
+    }
 }
 
 /// Who may join.
@@ -574,11 +618,11 @@ pub struct JoinSpec {
     pub tokens: Vec<JoinToken>,
 }
 
-/// A join token and the identities it may ask for.
+/// Join tokens and the identities they may ask for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct JoinToken {
-    /// The file with the token.
+    /// The file with the tokens, one a line; `outrigger ca token` adds their hashes to it.
     pub file: PathBuf,
     /// `namespace/name`, with `*` for any.
     pub service_accounts: Vec<String>,
@@ -602,6 +646,50 @@ pub fn load_control_plane(source: &Source) -> (Option<ControlPlaneBootstrap>, Re
         not_yet::OF_A_CONTROL_PLANE,
         check_control_plane,
     )
+}
+
+/// A file that a bootstrap file names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedFile {
+    /// The key, such as `tls.certificate`.
+    pub path: &'static str,
+    /// As written.
+    pub file: PathBuf,
+    /// Where it is named, from 1.
+    pub line: usize,
+    /// From 1.
+    pub column: usize,
+}
+
+/// The files with certificates that a bootstrap file of either kind names.
+pub fn certificate_files(source: &Source) -> Vec<NamedFile> {
+    const KEYS: [&str; 6] = [
+        "controlPlane.bundle",
+        "identity.files.certificate",
+        "identity.files.bundle",
+        "tls.certificate",
+        "ca.certificate",
+        "ca.roots",
+    ];
+    let documents = crate::tree::parse(&source.text);
+    let Some(root) = documents.into_iter().find_map(|document| document.root) else {
+        return Vec::new();
+    };
+    let named = |path: &'static str| {
+        let mut node = &root;
+        for key in path.split('.') {
+            node = node.get(key)?;
+        }
+        let Place { line, column } = node.place;
+        let file = PathBuf::from(node.text()?);
+        Some(NamedFile {
+            path,
+            file,
+            line,
+            column,
+        })
+    };
+    KEYS.into_iter().filter_map(named).collect()
 }
 
 /// The problems of one file while it is read.
@@ -716,6 +804,7 @@ fn check_proxy(proxy: &ProxyBootstrap, findings: &mut Findings<'_>) {
             "plaintext only to loopback: tokens and signing must not be readable on the way";
         findings.error("E401", "controlPlane.address", message);
     }
+    check_identity(proxy, findings);
     let listen = &proxy.listen;
     let lists = [
         ("listen.outbound", &listen.outbound),
@@ -737,6 +826,29 @@ fn check_proxy(proxy: &ProxyBootstrap, findings: &mut Findings<'_>) {
             let message = format!("{app} is the sidecar's own listener {listener}, not the app's");
             findings.error("E404", "app", message);
         }
+    }
+}
+
+/// Whom the control plane has to be, and whether it may sign for us.
+fn check_identity(proxy: &ProxyBootstrap, findings: &mut Findings<'_>) {
+    let client = proxy.control_plane.as_ref();
+    if let Some(client) = client
+        && client.address.starts_with("https://")
+        && client.bundle.is_none()
+    {
+        let message = "https:// needs bundle: the authorities that vouch for the control plane";
+        findings.error("E405", "controlPlane", message);
+    }
+    let signed = proxy.identity.as_ref();
+    if signed.is_some_and(|source| source.control_plane.is_some()) {
+        let message = match client {
+            None => "needs controlPlane: its authority signs our certificates",
+            Some(client) if client.token_file.is_none() => {
+                "needs controlPlane.tokenFile: nothing is signed for who cannot say who it is"
+            }
+            Some(_) => return,
+        };
+        findings.error("E406", "identity.controlPlane", message);
     }
 }
 
@@ -791,6 +903,46 @@ fn check_control_plane(bootstrap: &ControlPlaneBootstrap, findings: &mut Finding
             "plaintext only on loopback; set tls",
         );
     }
+    check_authority(bootstrap, findings);
+}
+
+fn check_authority(bootstrap: &ControlPlaneBootstrap, findings: &mut Findings<'_>) {
+    if let Some(ca) = &bootstrap.ca {
+        if ca.certificate.is_some() != ca.key.is_some() {
+            let message = "certificate and key come together, or both from stateDir";
+            findings.error("E105", "ca", message);
+        }
+        if !(CaSpec::SHORTEST..=CaSpec::LONGEST).contains(&ca.leaf_ttl()) {
+            findings.error("E407", "ca.leafTtl", "a certificate lives 2s to 2160h");
+        }
+    }
+    let tokens = bootstrap.join.iter().flat_map(|join| &join.tokens);
+    for (n, token) in tokens.enumerate() {
+        let path = format!("join.tokens[{n}].serviceAccounts");
+        if token.service_accounts.is_empty() {
+            let message = "a token for no service account lets nobody join";
+            findings.error("E408", &path, message);
+        }
+        for (k, pattern) in token.service_accounts.iter().enumerate() {
+            if !is_account_pattern(pattern) {
+                let message = format!("expected namespace/name, with * for any, found {pattern:?}");
+                findings.error("E408", &format!("{path}[{k}]"), message);
+            }
+        }
+    }
+    if bootstrap.join.is_some() && bootstrap.ca.is_none() {
+        let message = "without ca nobody signs for who joins";
+        findings.add(Severity::Warning, "W402", "join", message.to_owned());
+    }
+}
+
+fn is_account_pattern(text: &str) -> bool {
+    let part = |part: &str| {
+        let name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        part == "*" || !part.is_empty() && part.bytes().all(name)
+    };
+    text.split_once('/')
+        .is_some_and(|(namespace, name)| part(namespace) && part(name))
 }
 
 /// Two listeners cannot share an address; port 0 is any free one.

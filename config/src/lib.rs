@@ -8,6 +8,7 @@ pub mod bootstrap;
 pub mod effective;
 pub mod model;
 pub mod schema;
+pub mod signing;
 pub mod suggest;
 pub mod units;
 pub mod wire;

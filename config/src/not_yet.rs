@@ -25,10 +25,10 @@ const OF_A_QUEUE: &[&str] = &[
 const OF_A_GATEWAY_RULE: &[&str] = &[];
 
 /// Keys of a sidecar's bootstrap file.
-pub(crate) const OF_A_PROXY: &[&str] = &["identity.controlPlane", "tracing"];
+pub(crate) const OF_A_PROXY: &[&str] = &["tracing"];
 
 /// Keys of the control plane's bootstrap file.
-pub(crate) const OF_A_CONTROL_PLANE: &[&str] = &["kubernetes", "tls", "ca", "join"];
+pub(crate) const OF_A_CONTROL_PLANE: &[&str] = &["kubernetes"];
 
 /// The paths of a document that are set and not yet in effect.
 pub(crate) fn paths(kind: Kind, root: &Node) -> Vec<String> {

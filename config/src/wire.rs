@@ -124,7 +124,7 @@ pub struct Node {
     /// The service that the sidecar stands beside.
     #[prost(string, tag = "2")]
     pub cluster: String,
-    /// Further facts; Outrigger's sidecar says `namespace`.
+    /// Further facts; Outrigger's sidecar says `namespace` and `serviceAccount`.
     #[prost(message, optional, tag = "3")]
     pub metadata: Option<Struct>,
     /// Where it runs.
@@ -141,10 +141,7 @@ pub struct Node {
 impl Node {
     /// A text member of the metadata, or `None` when it is absent or not a text.
     pub fn metadata_text(&self, key: &str) -> Option<&str> {
-        match &self.metadata.as_ref()?.fields.get(key)?.kind {
-            Some(Kind::String(text)) => Some(text),
-            _ => None,
-        }
+        self.metadata.as_ref()?.text(key)
     }
 }
 
@@ -190,6 +187,16 @@ pub struct Struct {
     /// Its members.
     #[prost(btree_map = "string, message", tag = "1")]
     pub fields: BTreeMap<String, Value>,
+}
+
+impl Struct {
+    /// A text member, or `None` when it is absent or not a text.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        match &self.fields.get(key)?.kind {
+            Some(Kind::String(text)) => Some(text),
+            _ => None,
+        }
+    }
 }
 
 /// A JSON value (`google.protobuf.Value`); lists and `null` read as absent.

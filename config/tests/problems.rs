@@ -798,6 +798,29 @@ fn bootstrap_problems() {
         ],
     );
     proxy(
+        &format!("{base}controlPlane: {{address: 'https://10.0.0.1:1'}}"),
+        "E405",
+        &[
+            "3 @controlPlane controlPlane: https:// needs bundle: the authorities that vouch for the control plane",
+        ],
+    );
+    proxy(
+        "workload: {name: a}\nmesh: a\nidentity: {controlPlane: {}}",
+        "E406",
+        &[
+            "3 @controlPlane identity.controlPlane: needs controlPlane: its authority signs our certificates",
+        ],
+    );
+    proxy(
+        &format!(
+            "{base}controlPlane: {{address: 'http://127.0.0.1:1'}}\nidentity: {{controlPlane: {{}}}}"
+        ),
+        "E406",
+        &[
+            "4 @controlPlane identity.controlPlane: needs controlPlane.tokenFile: nothing is signed for who cannot say who it is",
+        ],
+    );
+    proxy(
         "workload: {name: a}\nmesh: a\nlisten: {outbound: [], inbound: []}\n",
         "E402",
         &["3 @listen listen: neither outbound nor inbound: there is nothing to serve"],
@@ -836,6 +859,34 @@ fn bootstrap_problems() {
     assert_eq!(
         lines(&report, &[source], "E401"),
         ["1 @'0.0.0.0 listen.discovery: plaintext only on loopback; set tls"]
+    );
+    let plane = |more: &str, code: &str, expected: &[&str]| {
+        let base = "listen: {discovery: '127.0.0.1:1'}\nconfig: a\n";
+        let source = Source::new("cp.yaml", format!("{base}{more}"));
+        let (_, report) = bootstrap::load_control_plane(&source);
+        assert_eq!(lines(&report, &[source], code), expected);
+    };
+    plane(
+        "ca: {certificate: a}",
+        "E105",
+        &["3 @ca ca: certificate and key come together, or both from stateDir"],
+    );
+    for ttl in ["1s", "2161h"] {
+        let expected = format!("3 @{ttl} ca.leafTtl: a certificate lives 2s to 2160h");
+        plane(&format!("ca: {{leafTtl: {ttl}}}"), "E407", &[&expected]);
+    }
+    plane(
+        "ca: {}\njoin: {tokens: [{file: a, serviceAccounts: []}, {file: b, serviceAccounts: [web, '*/*']}]}",
+        "E408",
+        &[
+            "4 @serviceAccounts join.tokens[0].serviceAccounts: a token for no service account lets nobody join",
+            "4 @web join.tokens[1].serviceAccounts[0]: expected namespace/name, with * for any, found \"web\"",
+        ],
+    );
+    plane(
+        "join: {tokens: [{file: a, serviceAccounts: ['shop/*']}]}",
+        "W402",
+        &["3 @join join: without ca nobody signs for who joins"],
     );
 }
 

@@ -25,11 +25,14 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 use tracing::{error, info, warn};
 
+use crate::ca::Authority;
+use crate::ca::credentials::TokenReview;
 use crate::discovery::server::{self, Hub};
 use crate::metrics::{self, Counters, Gauges, Process};
 use crate::proxies::Proxies;
 use crate::registry::{Registry, SWEEP_EVERY};
 use crate::render::{Resources, render};
+use crate::security::Guard;
 use crate::source::file::Watch;
 use crate::state::{StateDir, StateError};
 use crate::stop::Stopper;
@@ -63,8 +66,13 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// A file of `tls`, `ca` or `join` cannot be used.
+    #[error("{0}")]
+    Security(String),
     /// Discovery would be readable on the network.
-    #[error("listen.discovery {0} is not a loopback address: plaintext is served on loopback only")]
+    #[error(
+        "listen.discovery {0} is not a loopback address: plaintext is served on loopback only; set tls"
+    )]
     PlaintextDiscovery(SocketAddr),
     /// The bootstrap asks for something that this version does not do.
     #[error("{0}")]
@@ -131,7 +139,9 @@ pub struct App {
     /// What was found there when the last picture was made.
     discovered: Mutex<Discovered>,
     resources: watch::Sender<Option<Arc<Resources>>>,
-    state: StateDir,
+    state: Arc<StateDir>,
+    /// Who may use the discovery listener, and the authority behind it.
+    pub guard: Guard,
     dirty: Arc<Notify>,
     unsaved: Notify,
     started: u64,
@@ -188,9 +198,18 @@ impl App {
             registries: standing
                 .map(|(service, at)| (service, at.problem.is_some(), at.kept.len()))
                 .collect(),
+            expiries: self.expiries(),
             process: Process::read(self.started),
         };
-        metrics::render(&self.counters, &gauges)
+        let authority = self.guard.authority().map(|authority| &authority.counts);
+        metrics::render(&self.counters, authority, &gauges)
+    }
+
+    fn expiries(&self) -> Vec<(&'static str, u64)> {
+        let authority = self.guard.authority();
+        let mut expiries = authority.map(Authority::expiries).unwrap_or_default();
+        expiries.extend(self.guard.tls_not_after().map(|at| ("server", at)));
+        expiries
     }
 
     /// Reads the files, and takes the config up or refuses it.
@@ -239,6 +258,9 @@ impl App {
 
     fn take_up(&self, config: Config, source: ConfigSource, warnings: Vec<Problem>) {
         let (version, documents) = (config.version.clone(), config.documents.len());
+        if let Some(authority) = self.guard.authority() {
+            authority.set_trust_domain(config.trust_domain.as_deref());
+        }
         let mut registry = lock(&self.registry);
         for (service, origin) in &config.services {
             if let Origin::Heartbeat(lease) = origin {
@@ -501,14 +523,17 @@ impl Running {
 /// # Errors
 /// [`StartError`]; nothing is left running.
 pub async fn start(bootstrap: ControlPlaneBootstrap) -> Result<Running, StartError> {
-    if bootstrap.tls.is_some() {
-        return Err(StartError::Unsupported(
-            "tls is not supported yet; leave it out and keep listen.discovery on loopback",
-        ));
-    }
-    if bootstrap.ca.is_some() || bootstrap.join.is_some() {
-        warn!("ca and join are not yet in effect");
-    }
+    start_with(bootstrap, None).await
+}
+
+/// [`start`], with somebody who knows tokens that are no join tokens.
+///
+/// # Errors
+/// [`StartError`]; nothing is left running.
+pub async fn start_with(
+    bootstrap: ControlPlaneBootstrap,
+    reviewer: Option<Arc<dyn TokenReview>>,
+) -> Result<Running, StartError> {
     let Some(config_path) = bootstrap.config.clone() else {
         return Err(StartError::Unsupported(
             "config is missing: name a file or a directory",
@@ -519,10 +544,13 @@ pub async fn start(bootstrap: ControlPlaneBootstrap) -> Result<Running, StartErr
         _ => vec![SocketAddr::from(([127, 0, 0, 1], port))],
     };
     let discovery = wanted(&bootstrap.listen.discovery, 15010);
-    if let Some(open) = discovery.iter().find(|address| !address.ip().is_loopback()) {
+    if bootstrap.tls.is_none()
+        && let Some(open) = discovery.iter().find(|address| !address.ip().is_loopback())
+    {
         return Err(StartError::PlaintextDiscovery(*open));
     }
-    let state = StateDir::open(bootstrap.state_dir())?;
+    let state = Arc::new(StateDir::open(bootstrap.state_dir())?);
+    let guard = Guard::new(&bootstrap, &state, reviewer).map_err(StartError::Security)?;
     let discovery = listen("listen.discovery", &discovery).await?;
     let admin = listen("listen.admin", &wanted(&bootstrap.listen.admin, 15011)).await?;
     let (discovery_addr, admin_addr) = (discovery[0].1, admin[0].1);
@@ -537,6 +565,7 @@ pub async fn start(bootstrap: ControlPlaneBootstrap) -> Result<Running, StartErr
         discovered: Mutex::default(),
         resources: watch::Sender::new(None),
         state,
+        guard,
         dirty,
         unsaved: Notify::new(),
         started: clock::wall_millis() / 1000,
@@ -554,6 +583,7 @@ pub async fn start(bootstrap: ControlPlaneBootstrap) -> Result<Running, StartErr
     let mut tasks = JoinSet::new();
     for (listener, _) in discovery {
         let hub = Hub {
+            guard: app.guard.clone(),
             resources: app.resources.subscribe(),
             proxies: app.proxies.clone(),
             counters: app.counters.clone(),
@@ -577,6 +607,7 @@ pub async fn start(bootstrap: ControlPlaneBootstrap) -> Result<Running, StartErr
     until_stop(Box::pin(publish_changes(app.clone())));
     until_stop(Box::pin(save_changes(app.clone())));
     until_stop(Box::pin(sweep_leases(app.clone())));
+    until_stop(Box::pin(app.guard.clone().follow()));
     info!(%discovery_addr, %admin_addr, "control plane started");
     Ok(Running {
         discovery_addr,

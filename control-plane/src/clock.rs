@@ -18,3 +18,8 @@ pub fn wall_millis() -> u64 {
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
+
+/// Seconds since 1970 by the wall clock, as certificates count time.
+pub fn wall_seconds() -> u64 {
+    wall_millis() / 1000
+}

@@ -5,18 +5,21 @@
 //! it (config crate), keeps the last good one → `world` puts config and registry together →
 //! `render` makes named resources with content-hash versions → `discovery` pushes what each sidecar
 //! lacks. The other end is `proxy/src/source/control_plane.rs`. `admin` is the HTTP API for
-//! instances, programs and people.
+//! instances, programs and people. `ca` signs the certificates of sidecars; `security` says who may
+//! ask for them and for config.
 //!
 //! [`start`] runs it within the caller's tokio runtime (tests, the demo); [`run`] is the program.
 
 pub mod admin;
 pub mod app;
+pub mod ca;
 pub mod clock;
 pub mod discovery;
 pub mod metrics;
 pub mod proxies;
 pub mod registry;
 pub mod render;
+pub mod security;
 pub mod source;
 pub mod state;
 pub mod stop;
@@ -24,6 +27,6 @@ pub mod world;
 
 mod program;
 
-pub use app::{App, Running, StartError, start};
+pub use app::{App, Running, StartError, start, start_with};
 pub use outrigger_config::bootstrap::ControlPlaneBootstrap;
 pub use program::{Options, run};

@@ -10,6 +10,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use outrigger_config::wire::{DOCUMENT_TYPE, ENDPOINTS_TYPE, EndpointState};
 
+use crate::ca;
 use crate::proxies::Step;
 
 /// What is counted since the start of the process.
@@ -60,6 +61,8 @@ pub struct Gauges {
     /// Services in other registries: whether those do not answer, and how many endpoints are kept
     /// although they are gone there.
     pub registries: Vec<(String, bool, usize)>,
+    /// When the certificates of the authority and the listener expire, in seconds since 1970.
+    pub expiries: Vec<(&'static str, u64)>,
     /// The process.
     pub process: Process,
 }
@@ -109,12 +112,13 @@ impl Process {
 }
 
 /// The text of a scrape.
-pub fn render(counters: &Counters, gauges: &Gauges) -> String {
+pub fn render(counters: &Counters, authority: Option<&ca::Counts>, gauges: &Gauges) -> String {
     let recorder = PrometheusBuilder::new().build_recorder();
     metrics::with_local_recorder(&recorder, || {
         pushes(counters);
         config(counters, gauges);
         registries(gauges);
+        certificates(authority, gauges);
         process(&gauges.process);
     });
     // The recorder's counters are whole numbers; processor time is not.
@@ -219,6 +223,38 @@ fn registries(gauges: &Gauges) {
 }
 
 #[allow(clippy::cast_precision_loss)]
+fn certificates(authority: Option<&ca::Counts>, gauges: &Gauges) {
+    if let Some(counts) = authority {
+        describe_counter!(
+            "outrigger_control_plane_certificates_issued_total",
+            "Certificates signed for sidecars."
+        );
+        counter!("outrigger_control_plane_certificates_issued_total")
+            .absolute(counts.issued.load(Ordering::Relaxed));
+        describe_counter!(
+            "outrigger_control_plane_certificates_refused_total",
+            "Requests for certificates that were refused, by reason."
+        );
+        for (reason, count) in counts.refused() {
+            counter!("outrigger_control_plane_certificates_refused_total", "reason" => reason)
+                .absolute(count);
+        }
+    }
+    for (certificate, at) in &gauges.expiries {
+        describe_gauge!(
+            "outrigger_control_plane_certificate_expiry_timestamp_seconds",
+            Unit::Seconds,
+            "When the issuer's certificate, its root or the listener's certificate expires."
+        );
+        gauge!(
+            "outrigger_control_plane_certificate_expiry_timestamp_seconds",
+            "certificate" => *certificate
+        )
+        .set(*at as f64);
+    }
+}
+
+#[allow(clippy::cast_precision_loss)]
 fn process(process: &Process) {
     let gauges = [
         (
@@ -258,12 +294,13 @@ mod tests {
             config_version: Some("abc".into()),
             instances: vec![("shop/a\"b".into(), EndpointState::Unhealthy, 3)],
             registries: vec![("shop/b".into(), true, 2)],
+            expiries: vec![("issuer", 7)],
             process: Process::read(1),
             ..Gauges::default()
         };
         let counters = Counters::default();
         counters.push(DOCUMENT_TYPE, &Step::Refused("no".into()));
-        let text = render(&counters, &gauges);
+        let text = render(&counters, Some(&ca::Counts::default()), &gauges);
         for line in text
             .lines()
             .filter(|l| !l.is_empty() && !l.starts_with('#'))

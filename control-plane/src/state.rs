@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::ca::ledger::{self, Ledger};
 use crate::registry::Saved;
 use crate::render::short_hex;
 use crate::world::{Config, Discovered};
@@ -24,6 +25,7 @@ use crate::world::{Config, Discovered};
 const LAST_GOOD: &str = "last-good.json";
 const REGISTRY: &str = "registry.json";
 const DISCOVERED: &str = "discovered.json";
+const LEDGER: &str = "ca-ledger.json";
 
 /// Why the state directory or a file in it cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -239,6 +241,28 @@ impl StateDir {
             .collect())
     }
 
+    /// Keeps which roots sidecars need.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]; what was kept before is still there.
+    pub fn save_ledger(&self, saved: &ledger::Saved) -> Result<(), StateError> {
+        self.write(LEDGER, saved)
+    }
+
+    /// Which roots sidecars need; none when none were kept.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] and [`StateError::Damaged`].
+    pub fn load_ledger(&self) -> Result<Ledger, StateError> {
+        let saved = read(&self.path, LEDGER)?.unwrap_or_default();
+        Ok(Ledger::restored(saved))
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Checksum, line end, JSON; written beside and renamed, so that a crash leaves old or new.
     fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
         let path = self.path.join(name);
@@ -270,27 +294,39 @@ impl StateDir {
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
-        let path = self.path.join(name);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StateError::Io { path, source }),
-        };
-        let damaged = |problem: String| StateError::Damaged {
-            path: path.clone(),
-            problem,
-        };
-        let Some(end) = bytes.iter().position(|b| *b == b'\n') else {
-            return Err(damaged("it has no checksum".into()));
-        };
-        let (checksum, json) = (&bytes[..end], &bytes[end + 1..]);
-        if checksum != short_hex(&Sha256::digest(json)).as_bytes() {
-            return Err(damaged("its checksum does not match".into()));
-        }
-        serde_json::from_slice(json)
-            .map(Some)
-            .map_err(|e| damaged(e.to_string()))
+        read(&self.path, name)
     }
+}
+
+/// Which roots sidecars need, as a state directory says that another process may own.
+///
+/// # Errors
+/// [`StateError::Io`] and [`StateError::Damaged`].
+pub fn peek_ledger(dir: &Path) -> Result<Ledger, StateError> {
+    Ok(Ledger::restored(read(dir, LEDGER)?.unwrap_or_default()))
+}
+
+fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>, StateError> {
+    let path = dir.join(name);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StateError::Io { path, source }),
+    };
+    let damaged = |problem: String| StateError::Damaged {
+        path: path.clone(),
+        problem,
+    };
+    let Some(end) = bytes.iter().position(|b| *b == b'\n') else {
+        return Err(damaged("it has no checksum".into()));
+    };
+    let (checksum, json) = (&bytes[..end], &bytes[end + 1..]);
+    if checksum != short_hex(&Sha256::digest(json)).as_bytes() {
+        return Err(damaged("its checksum does not match".into()));
+    }
+    serde_json::from_slice(json)
+        .map(Some)
+        .map_err(|e| damaged(e.to_string()))
 }
 
 #[cfg(test)]

@@ -69,6 +69,8 @@ pub struct Config {
     pub documents: BTreeMap<String, DocumentEntry>,
     /// By `namespace/name`.
     pub services: BTreeMap<String, Origin>,
+    /// `Mesh.spec.trustDomain`.
+    pub trust_domain: Option<String>,
 }
 
 impl Config {
@@ -101,6 +103,7 @@ impl Config {
             version: short_hex(&hash.finalize()),
             documents,
             services,
+            trust_domain: mesh.mesh.trust_domain.clone(),
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::error::chain;
 use crate::features::fault;
 use crate::http::body::{RequestBody, Upload};
 use crate::http::incoming::Incoming;
-use crate::identity::{self, verify::Refused};
+use crate::identity;
 use crate::listener::Direction;
 use crate::snapshot::Service;
 use crate::snapshot::features::Fault;
@@ -252,7 +252,7 @@ pub async fn attempt(
         None => None,
         Some(_) => match call.worker.shared.identity.current() {
             None => {
-                let refused = Refused::NoIdentity;
+                let refused = call.worker.shared.identity.missing();
                 let failure = Failure::connect(call, &ConnectError::Tls { addr, refused });
                 return Err(failed(endpoint, failure.unsent(Box::new(body))));
             }

@@ -193,6 +193,11 @@ fn one_message(
         true => call.worker.shared.identity.current(),
         false => None,
     };
+    if known && svid.is_none() {
+        // Who we are is not known now, and without a certificate nothing is sent to it: a message
+        // must wait for one, not die of it.
+        return Ok(());
+    }
     let ask = |caller| {
         let asked = authz::Call {
             caller,

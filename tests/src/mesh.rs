@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use outrigger_config::bootstrap::{OneOrMany, ProxyBootstrap};
 use outrigger_control_plane::ControlPlaneBootstrap;
+use outrigger_control_plane::ca::make;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -208,6 +209,11 @@ impl Sidecar {
         self.dir.path().join("mesh.yaml")
     }
 
+    /// Where its state is.
+    pub fn state_dir(&self) -> &Path {
+        self.bootstrap.state_dir()
+    }
+
     /// How often its identity was renewed; 0 before the first.
     pub fn identity_generation(&self) -> u64 {
         self.running().shared.identity.generation()
@@ -370,6 +376,7 @@ fn replace(path: &Path, text: &str) {
 /// A control plane with a config directory of its own.
 pub struct Plane {
     dir: TempDir,
+    more: Value,
     running: Option<outrigger_control_plane::Running>,
     addresses: Option<(SocketAddr, SocketAddr)>,
 }
@@ -377,18 +384,73 @@ pub struct Plane {
 impl Plane {
     /// Starts one that serves these files: name and text.
     pub async fn start(files: &[(&str, String)]) -> Self {
+        let mut plane = Self::new(files);
+        plane.start_again().await;
+        plane
+    }
+
+    fn new(files: &[(&str, String)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("mesh")).expect("created");
-        let mut plane = Self {
+        let plane = Self {
             dir,
+            more: json!({}),
             running: None,
             addresses: None,
         };
         for (name, text) in files {
             plane.write(name, text);
         }
+        plane
+    }
+
+    /// Starts one with TLS and an authority of the trust domain `shop.local`, whose certificates
+    /// live for `leaf_ttl`, and join tokens for these service accounts of the namespace `default`.
+    pub async fn with_authority(
+        files: &[(&str, String)],
+        leaf_ttl: &str,
+        accounts: &[&str],
+    ) -> Self {
+        let mut plane = Self::new(files);
+        let (state, now) = (
+            plane.state_dir(),
+            outrigger_proxy::clock::unix_now().0 / 1000,
+        );
+        make::init(&state, "shop.local", &["127.0.0.1".to_owned()], now).expect("made");
+        let join = plane.dir.path().join("join");
+        for account in accounts {
+            let whole = format!("default/{account}");
+            let hour = std::time::Duration::from_secs(3600);
+            let token = make::token(&join, Some(&whole), hour, now).expect("a token");
+            std::fs::write(plane.dir.path().join(format!("{account}.token")), token)
+                .expect("written");
+        }
+        plane.more = json!({
+            "ca": {"leafTtl": leaf_ttl},
+            "tls": {"certificate": state.join("server.pem"), "key": state.join("server.key")},
+            "join": {"tokens": [{"file": join, "serviceAccounts": ["default/*"]}]},
+        });
         plane.start_again().await;
         plane
+    }
+
+    /// Where its state is, and the files of its authority.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// The join token of one of the accounts it was started with.
+    pub fn token_file(&self, account: &str) -> PathBuf {
+        self.dir.path().join(format!("{account}.token"))
+    }
+
+    /// As `controlPlane` of the bootstrap file of a workload of `account`.
+    pub fn client(&self, account: &str) -> Value {
+        json!({
+            "address": format!("https://{}", self.discovery()),
+            "bundle": self.state_dir().join("roots.pem"),
+            "tokenFile": self.token_file(account),
+        })
     }
 
     /// Writes a file of the config directory.
@@ -403,10 +465,13 @@ impl Plane {
 
     /// Starts it, again on the addresses that it had.
     pub async fn start_again(&mut self) {
-        let text = json!({
+        let mut text = json!({
             "config": self.dir.path().join("mesh"),
-            "stateDir": self.dir.path().join("state"),
+            "stateDir": self.state_dir(),
         });
+        for (key, value) in self.more.as_object().into_iter().flatten() {
+            text[key] = value.clone();
+        }
         let mut bootstrap: ControlPlaneBootstrap =
             serde_json::from_value(text).expect("a bootstrap");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));

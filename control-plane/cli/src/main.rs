@@ -3,6 +3,7 @@
 //! Owns the command line and the exit codes. Each command is a file; `demo` is a directory. The
 //! hidden commands `proxy` and `control-plane` are those processes, so that one binary is enough.
 
+mod ca;
 mod check;
 mod client;
 mod clock;
@@ -59,6 +60,9 @@ enum Command {
     Breakers(client::Admin),
     /// Show who a sidecar is, and until when
     Identity(client::Admin),
+    /// Make, replace and show the authority that signs the sidecars' certificates
+    #[command(subcommand)]
+    Ca(ca::Ca),
     /// Show queues and their messages
     #[command(subcommand)]
     Queue(queue::Queue),
@@ -100,6 +104,7 @@ fn main() -> ExitCode {
         Command::Endpoints(admin) => asking(format, sidecar::endpoints(admin, format)),
         Command::Breakers(admin) => asking(format, sidecar::breakers(admin, format)),
         Command::Identity(admin) => asking(format, identity::run(admin, format)),
+        Command::Ca(command) => asking(format, ca::run(command, format)),
         Command::Queue(command) => asking(format, queue::queue(command, format)),
         Command::Dlq(command) => asking(format, queue::dlq(command, format)),
         Command::Proxy(arguments) => outrigger_proxy::cli::main(arguments.named("outrigger-proxy")),

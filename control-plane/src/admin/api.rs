@@ -43,6 +43,7 @@ pub fn answer(app: &App, method: &Method, uri: &Uri, body: &[u8]) -> Answer {
         (&Method::GET, ["metrics"]) => Ok(metrics(app)),
         (&Method::GET, ["v1", "proxies"]) => Ok(proxies(app)),
         (&Method::GET, ["v1", "config"]) => Ok(config(app)),
+        (&Method::GET, ["v1", "ca"]) => authority(app),
         (&Method::GET, ["v1", "services"]) => Ok(services(app)),
         (&Method::GET, ["v1", "services", name] | ["v1", "services", name, "instances"]) => {
             one_service(app, &service(name)?)
@@ -66,7 +67,9 @@ pub fn answer(app: &App, method: &Method, uri: &Uri, body: &[u8]) -> Answer {
 
 fn no_such(path: &[&str]) -> Answer {
     let allowed = match path {
-        ["livez" | "readyz" | "metrics"] | ["v1", "proxies" | "config" | "services"] => "GET",
+        ["livez" | "readyz" | "metrics"] | ["v1", "proxies" | "config" | "services" | "ca"] => {
+            "GET"
+        }
         ["v1", "services", _] => "GET",
         ["v1", "services", _, "confirm"] => "POST",
         ["v1", "services", _, "instances"] => "GET, POST",
@@ -106,6 +109,16 @@ fn proxies(app: &App) -> Response<Full<Bytes>> {
         StatusCode::OK,
         &json!({"configVersion": version, "proxies": app.proxies.list()}),
     )
+}
+
+fn authority(app: &App) -> Answer {
+    match app.guard.authority() {
+        Some(authority) => Ok(json(StatusCode::OK, &authority.view())),
+        None => Err(Problem::unknown(
+            "not_found",
+            "this control plane has no authority: set ca",
+        )),
+    }
 }
 
 fn config(app: &App) -> Response<Full<Bytes>> {

@@ -4,12 +4,14 @@
 //! [`Session`], responses out of it. What to send is decided there. Stands on the life of a config
 //! update.
 //!
-//! One service with one method, so the request path is matched by hand instead of by a router. The
+//! Two services with one method each, so the request path is matched by hand instead of by a router;
+//! signing is `ca/service.rs`. The
 //! response body pulls: a stream has no task and no queue of its own, it is compared with the
 //! latest resources whenever the connection can take more.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,23 +23,30 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use outrigger_config::signing::CREATE_CERTIFICATE_PATH;
+use outrigger_config::units::DEFAULT_NAMESPACE;
 use outrigger_config::wire::{
     DELTA_PATH, DeltaDiscoveryRequest, DeltaDiscoveryResponse, MAX_MESSAGE_BYTES,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tracing::{debug, info, warn};
 
 use super::session::{Event, Session};
+use crate::ca::credentials::Caller;
+use crate::ca::service;
 use crate::clock;
 use crate::metrics::Counters;
 use crate::proxies::{Proxies, Step};
 use crate::render::Resources;
+use crate::security::{Guard, Peer};
 use crate::stop::Stop;
 
 /// A silent connection is asked whether it is alive this often, and closed when it does not answer
@@ -53,9 +62,14 @@ const MAX_STREAMS: u32 = 16;
 /// A stream that has not said who it is within this time is closed.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long TLS may take.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
 /// What streams share.
 #[derive(Clone)]
 pub struct Hub {
+    /// Who may use the listener.
+    pub guard: Guard,
     /// The latest resources; `None` until there is a config.
     pub resources: watch::Receiver<Option<Arc<Resources>>>,
     /// Where progress is noted.
@@ -86,10 +100,10 @@ pub async fn serve(listener: TcpListener, hub: Hub) {
             accepted = accept => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, addr)) => {
                 let hub = hub.clone();
                 connections.spawn(async move {
-                    connection(stream, hub).await;
+                    connection(stream, addr, hub).await;
                     drop(permit);
                 });
             }
@@ -104,10 +118,41 @@ pub async fn serve(listener: TcpListener, hub: Hub) {
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: TcpStream, hub: Hub) {
+async fn connection(stream: TcpStream, addr: SocketAddr, hub: Hub) {
     let _ = stream.set_nodelay(true);
+    let Some(config) = hub.guard.tls() else {
+        let peer = Peer {
+            addr,
+            chain: Vec::new(),
+            secure: false,
+        };
+        return exchange(stream, peer, hub).await;
+    };
     let mut stop = hub.stop.clone();
-    let service = service_fn(move |request| respond(request, hub.clone()));
+    let handshake = timeout(HANDSHAKE_WITHIN, TlsAcceptor::from(config).accept(stream));
+    let session = tokio::select! {
+        session = handshake => session,
+        () = stop.requested() => return,
+    };
+    match session {
+        Ok(Ok(session)) => {
+            let chain = session.get_ref().1.peer_certificates().unwrap_or_default();
+            let peer = Peer {
+                addr,
+                chain: chain.to_vec(),
+                secure: true,
+            };
+            exchange(session, peer, hub).await;
+        }
+        Ok(Err(e)) => debug!(error = %e, %addr, "no TLS on the discovery listener"),
+        Err(_) => debug!(%addr, "TLS on the discovery listener did not end in time"),
+    }
+}
+
+async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, hub: Hub) {
+    let mut stop = hub.stop.clone();
+    let peer = Arc::new(peer);
+    let service = service_fn(move |request| respond(request, Arc::clone(&peer), hub.clone()));
     let mut connection = pin!(
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -132,21 +177,40 @@ async fn connection(stream: TcpStream, hub: Hub) {
 
 async fn respond(
     request: hyper::Request<Incoming>,
+    peer: Arc<Peer>,
     hub: Hub,
 ) -> Result<hyper::Response<tonic::body::Body>, Infallible> {
-    if request.uri().path() != DELTA_PATH {
-        let text = "this control plane serves DeltaAggregatedResources only";
-        return Ok(Status::unimplemented(text).into_http());
-    }
     if request.method() != hyper::Method::POST {
         return Ok(Status::invalid_argument("gRPC requests are POSTs").into_http());
     }
+    match request.uri().path() {
+        DELTA_PATH => {}
+        CREATE_CERTIFICATE_PATH => {
+            let caller = hub.guard.caller(&peer, request.headers()).await;
+            let from = peer.addr.to_string();
+            return Ok(service::create(hub.guard, from, caller, request).await);
+        }
+        _ => {
+            let text = "this control plane serves DeltaAggregatedResources and CreateCertificate";
+            return Ok(Status::unimplemented(text).into_http());
+        }
+    }
+    let caller = match hub.guard.subscriber(&peer, request.headers()).await {
+        Ok(caller) => caller,
+        Err(refused) => {
+            warn!(peer = %peer.addr, reason = %refused, "discovery stream refused");
+            return Ok(service::status(&refused).into_http());
+        }
+    };
     let codec = ProstCodec::<DeltaDiscoveryResponse, DeltaDiscoveryRequest>::default();
     let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    Ok(grpc.streaming(Delta(hub), request).await)
+    Ok(grpc.streaming(Delta { hub, caller }, request).await)
 }
 
-struct Delta(Hub);
+struct Delta {
+    hub: Hub,
+    caller: Caller,
+}
 
 impl StreamingService<DeltaDiscoveryRequest> for Delta {
     type Response = DeltaDiscoveryResponse;
@@ -158,7 +222,8 @@ impl StreamingService<DeltaDiscoveryRequest> for Delta {
         static STREAMS: AtomicU64 = AtomicU64::new(1);
         let pump = Pump {
             id: STREAMS.fetch_add(1, Ordering::Relaxed),
-            hub: self.0.clone(),
+            hub: self.hub.clone(),
+            caller: self.caller.clone(),
             requests: request.into_inner(),
             session: Session::default(),
             hello_by: Instant::now() + HELLO_WITHIN,
@@ -179,6 +244,8 @@ impl StreamingService<DeltaDiscoveryRequest> for Delta {
 struct Pump {
     id: u64,
     hub: Hub,
+    /// Who opened it; the node must be that.
+    caller: Caller,
     requests: Streaming<DeltaDiscoveryRequest>,
     session: Session,
     hello_by: Instant,
@@ -225,6 +292,16 @@ impl Pump {
 
     fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         let new = self.session.node().is_none();
+        if let (true, Some(node)) = (new, &request.node) {
+            let text = |key| node.metadata_text(key).unwrap_or(DEFAULT_NAMESPACE);
+            let may_be = self
+                .caller
+                .may_be(text("namespace"), text("serviceAccount"));
+            may_be.map_err(|why| {
+                warn!(node = node.id, why, "discovery stream refused");
+                Status::permission_denied(why)
+            })?;
+        }
         let event = self.session.on_request(request).map_err(|e| {
             warn!(error = %e, "discovery stream refused");
             Status::invalid_argument(e.to_string())

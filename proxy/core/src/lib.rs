@@ -51,6 +51,7 @@ mod window;
 
 pub mod backoff;
 pub mod budget;
+pub mod renewal;
 pub mod retry;
 
 pub mod callback;

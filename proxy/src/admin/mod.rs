@@ -159,8 +159,14 @@ fn readiness(shared: &Shared) -> Answer {
     if !shared.store.load().configured() {
         return text(StatusCode::SERVICE_UNAVAILABLE, "no mesh config yet\n");
     }
-    if shared.identity.configured() && shared.identity.generation() == 0 {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "no identity yet\n");
+    if shared.identity.configured() && shared.identity.current().is_none() {
+        let what = match shared.identity.generation() {
+            0 => "no identity yet",
+            _ => "the certificate has expired",
+        };
+        let why = shared.identity.problem();
+        let why = why.map_or_else(String::new, |why| format!(": {why}"));
+        return text(StatusCode::SERVICE_UNAVAILABLE, format!("{what}{why}\n"));
     }
     text(StatusCode::OK, "ok\n")
 }
@@ -228,8 +234,8 @@ fn problem(status: StatusCode, detail: &str) -> Answer {
     response
 }
 
-fn text(status: StatusCode, text: &'static str) -> Answer {
-    let mut response = Response::new(Full::from(text));
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+    let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);

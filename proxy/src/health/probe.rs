@@ -100,7 +100,7 @@ async fn open(shared: &Shared, at: &Endpoint, protocol: Protocol) -> Result<Io, 
         return Ok(Io::Plain(stream));
     };
     let svid = shared.identity.current();
-    let svid = svid.ok_or("this sidecar has no certificate yet")?;
+    let svid = svid.ok_or_else(|| shared.identity.missing().to_string())?;
     let secure = Secure { svid: &svid, peers };
     let config = secure.config(at.addr, protocol).map_err(text)?;
     connect::tls(&wheel, at.addr, stream, config, None)

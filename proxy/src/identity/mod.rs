@@ -1,10 +1,11 @@
 //! Who we are, who our peers are, and TLS between us.
 //!
-//! A source brings key material ([`files`], [`workload_api`]); what is good of it becomes the [`Svid`] in force, put
+//! A source brings key material ([`control_plane`], [`files`], [`workload_api`]); what is good of it becomes the [`Svid`] in force, put
 //! there with one store. What is bad changes nothing and is told. Connections take the identity
 //! that is in force when they are made: [`tls`] for those that are accepted,
 //! [`upstream::connect`](crate::upstream::connect) for those that are made.
 
+pub mod control_plane;
 pub mod files;
 pub mod jwt;
 pub mod peers;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use rustls::pki_types::UnixTime;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::app::Shared;
 use crate::clock;
@@ -64,6 +65,33 @@ impl Identity {
     /// The generation in force; 0 before the first.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whose every value follows a change of the identity in force.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Why there is none in force, as who would use it hears.
+    pub fn missing(&self) -> Refused {
+        match self.generation() {
+            0 => Refused::NoIdentity,
+            _ => Refused::OwnExpired,
+        }
+    }
+
+    /// Puts `svid` out of force if it still is in force and has expired.
+    fn lapse(&self, svid: &Arc<Svid>, now: UnixTime) {
+        let expired = i64::try_from(now.as_secs()).is_ok_and(|now| now >= svid.not_after);
+        let ours = self.current();
+        if !expired || !ours.is_some_and(|ours| Arc::ptr_eq(&ours, svid)) {
+            return;
+        }
+        error!(id = %svid.id, "OUR CERTIFICATE HAS EXPIRED: NO PEER IS TALKED TO UNTIL THERE IS ANOTHER");
+        self.cell.store(None);
+        let next = svid.generation + 1;
+        self.generation.store(next, Ordering::Release);
+        self.changed.send_replace(next);
     }
 
     /// Why the last material was not taken up; none when it was.
@@ -129,9 +157,12 @@ pub async fn run(shared: Arc<Shared>) {
     let Some(source) = &shared.bootstrap.identity else {
         return;
     };
+    tokio::task::spawn_local(control_plane::end_in_time(Arc::clone(&shared)));
     if let Some(files) = source.files.clone() {
-        files::run(shared, files).await;
+        files::run(Arc::clone(&shared), files).await;
     } else if let Some(api) = source.workload_api.clone() {
-        workload_api::run(shared, api).await;
+        workload_api::run(Arc::clone(&shared), api).await;
+    } else if source.control_plane.is_some() {
+        control_plane::run(Arc::clone(&shared)).await;
     }
 }

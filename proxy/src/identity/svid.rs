@@ -10,8 +10,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use outrigger_core::spiffe::SpiffeId;
-use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
@@ -202,6 +202,16 @@ impl Svid {
             true => Ok(id),
             false => Err(Refused::TrustDomain(id)),
         }
+    }
+
+    /// The authorities to believe.
+    pub fn anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.anchors
+    }
+
+    /// Ourselves, for who connects to something else than a peer.
+    pub fn resolver(&self) -> Arc<dyn ResolvesClientCert> {
+        Arc::clone(&self.resolver) as Arc<_>
     }
 
     /// How one of `peers` is connected to, for the protocols `alpn`.

@@ -65,6 +65,9 @@ pub enum Refused {
     /// We have no identity to come with.
     #[error("this sidecar has no identity yet")]
     NoIdentity,
+    /// Ours is over, and nobody renewed it.
+    #[error("this sidecar's own certificate has expired and was not renewed")]
+    OwnExpired,
     /// It did not end in time.
     #[error("the handshake did not end in time")]
     TimedOut,
@@ -88,6 +91,7 @@ impl Refused {
             Self::ByPeer(_) => "by_peer",
             Self::Protocol(_) => "protocol",
             Self::NoIdentity => "no_identity",
+            Self::OwnExpired => "own_expired",
             Self::TimedOut => "timed_out",
         }
     }

@@ -164,7 +164,7 @@ async fn handshake(
     connection: &mut Connection,
 ) -> Result<server::TlsStream<TcpStream>, Refused> {
     let Some(svid) = worker.shared.identity.current() else {
-        return Err(Refused::NoIdentity);
+        return Err(worker.shared.identity.missing());
     };
     let accepting = TlsAcceptor::from(Arc::clone(&svid.server)).accept(stream);
     let due = connect::due(worker.shared.wire.header_timeout);

@@ -20,49 +20,46 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
-use http::{Request, Response, Uri};
+use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::client::conn::http2::SendRequest;
 use outrigger_config::wire::{
     DELTA_PATH, DOCUMENT_TYPE, DeltaDiscoveryRequest, DeltaDiscoveryResponse, ENDPOINTS_TYPE,
     Endpoints, Locality, MAX_MESSAGE_BYTES, Node, Status, Struct, Value, cap_diagnostics,
 };
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::body::Body;
 use tonic::client::Grpc;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic_prost::ProstCodec;
 use tracing::{debug, info, warn};
 
+use super::dial::{CONNECT_WITHIN, Dialer};
 use super::snapshot_cache::{LastGood, NamedDocument, SnapshotCache};
+use crate::app::Shared;
 use received::Received;
-
-/// A silent connection is asked whether it is alive this often, and given up when it does not
-/// answer for as long again. The control plane does the same.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-
-/// How long connecting, and then the first answer, may take.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long the first documents wait for the first endpoints: a resource not delivered 15 s after
 /// it was asked for counts as absent (xDS protocol, gRFC A57).
 const ENDPOINTS_WITHIN: Duration = Duration::from_secs(15);
 
 /// How this sidecar presents itself, and what it starts from.
-#[derive(Debug)]
 pub struct Options {
-    /// Where the control plane is; see [`parse_address`].
-    pub address: Uri,
+    /// How the control plane is reached.
+    pub dialer: Dialer,
+    /// Who has our identity, for when the control plane asks for it.
+    pub shared: Arc<Shared>,
     /// Unique among the sidecars: the workload's name, with its namespace.
     pub node_id: String,
     /// The service beside this sidecar; empty when there is none.
     pub service: String,
     /// The workload's namespace.
     pub namespace: String,
+    /// The workload's service account.
+    pub service_account: String,
     /// The workload's zone; empty when unknown.
     pub zone: String,
     /// What [`SnapshotCache::load`] found. Applied first, before anything is dialed.
@@ -71,23 +68,6 @@ pub struct Options {
     pub cache: Option<SnapshotCache>,
     /// Shown to metrics and the admin API.
     pub link: Arc<Link>,
-}
-
-/// Reads the control plane's address, `http://host:port`.
-///
-/// # Errors
-/// A text for people: not a URL, no host, or a scheme other than `http`.
-pub fn parse_address(text: &str) -> Result<Uri, String> {
-    let uri: Uri = text
-        .parse()
-        .map_err(|e| format!("{text:?} is not a URL: {e}"))?;
-    if uri.scheme_str() != Some("http") {
-        return Err(format!("{text:?}: only http:// is supported yet"));
-    }
-    if uri.host().is_none_or(str::is_empty) {
-        return Err(format!("{text:?} names no host"));
-    }
-    Ok(uri)
 }
 
 /// Takes updates; implemented where snapshots are compiled.
@@ -274,24 +254,13 @@ struct Stream<'a, S> {
 impl<S: ConfigSink> Stream<'_, S> {
     /// Until the stream ends: `Ok` when the control plane ended it in order.
     async fn run(&mut self) -> Result<(), String> {
-        let (host, port) = authority(&self.options.address);
-        let connect = timeout(CONNECT_WITHIN, TcpStream::connect((host, port))).await;
-        let tcp = connect
-            .map_err(|_| format!("{host}:{port} does not answer"))?
-            .map_err(|e| format!("cannot connect to {host}:{port}: {e}"))?;
-        let _ = tcp.set_nodelay(true);
-        let handshake = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true)
-            .handshake::<_, Body>(TokioIo::new(tcp));
-        let (sender, connection) = handshake
-            .await
-            .map_err(|e| format!("no HTTP/2 with {host}:{port}: {e}"))?;
+        let svid = self.options.shared.identity.current();
+        let svid = svid.as_deref();
+        let token = self.options.dialer.token(svid)?;
+        let (sender, connection) = self.options.dialer.connect(svid).await?;
         let mut connection = pin!(connection);
         tokio::select! {
-            result = self.talk(sender) => result,
+            result = self.talk(sender, token) => result,
             ended = connection.as_mut() => match ended {
                 Ok(()) => Err("the connection was closed".to_owned()),
                 Err(e) => Err(format!("the connection broke: {e}")),
@@ -299,7 +268,11 @@ impl<S: ConfigSink> Stream<'_, S> {
         }
     }
 
-    async fn talk(&mut self, sender: SendRequest<Body>) -> Result<(), String> {
+    async fn talk(
+        &mut self,
+        sender: SendRequest<Body>,
+        token: Option<MetadataValue<Ascii>>,
+    ) -> Result<(), String> {
         // Two subscriptions, then one answer per response; a response of a type is sent only after
         // the answer to the one before.
         let (requests, outgoing) = mpsc::channel(8);
@@ -307,9 +280,12 @@ impl<S: ConfigSink> Stream<'_, S> {
             requests.try_send(request).expect("there is room for two");
         }
         let codec = ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryResponse>::default();
-        let mut grpc = Grpc::with_origin(H2(sender), self.options.address.clone())
+        let mut grpc = Grpc::with_origin(H2(sender), self.options.dialer.address().clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let request = tonic::Request::new(ReceiverStream::new(outgoing));
+        let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", token);
+        }
         let call = grpc.streaming(request, PathAndQuery::from_static(DELTA_PATH), codec);
         let response = timeout(CONNECT_WITHIN, call).await;
         let response = response.map_err(|_| "the control plane does not answer".to_owned())?;
@@ -426,13 +402,19 @@ impl<S: ConfigSink> Stream<'_, S> {
             self.answered = true;
             self.options.link.connected.store(true, Ordering::Relaxed);
             self.options.link.set_problem(None);
-            info!(address = %self.options.address, "control plane connected");
+            info!(address = %self.options.dialer.address(), "control plane connected");
         }
     }
 }
 
 fn node(options: &Options) -> Node {
-    let fields = BTreeMap::from([("namespace".to_owned(), Value::text(&options.namespace))]);
+    let fields = BTreeMap::from([
+        ("namespace".to_owned(), Value::text(&options.namespace)),
+        (
+            "serviceAccount".to_owned(),
+            Value::text(&options.service_account),
+        ),
+    ]);
     Node {
         id: options.node_id.clone(),
         cluster: options.service.clone(),
@@ -444,15 +426,6 @@ fn node(options: &Options) -> Node {
         user_agent_name: "outrigger".to_owned(),
         user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
     }
-}
-
-fn authority(address: &Uri) -> (&str, u16) {
-    let host = address.host().unwrap_or_default();
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host);
-    (bare, address.port_u16().unwrap_or(80))
 }
 
 fn describe(status: &tonic::Status) -> String {
@@ -504,20 +477,5 @@ mod tests {
         check(11, 0.5, 26_843);
         check(12, 0.5, 30_000);
         check(u32::MAX, 0.5, 30_000);
-    }
-
-    #[test]
-    fn addresses_are_checked() {
-        assert_eq!(
-            authority(&parse_address("http://127.0.0.1:15010").expect("good")),
-            ("127.0.0.1", 15010)
-        );
-        assert_eq!(
-            authority(&parse_address("http://[::1]:1").expect("good")),
-            ("::1", 1)
-        );
-        for bad in ["127.0.0.1:15010", "https://a:1", "http://", "", "ftp://a"] {
-            assert!(parse_address(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -6,6 +6,7 @@
 //! Stands on the life of a config update.
 
 pub mod control_plane;
+pub mod dial;
 pub mod file;
 pub mod pushed;
 pub mod snapshot_cache;
@@ -197,8 +198,7 @@ pub async fn run(shared: Arc<Shared>) {
     match (&shared.bootstrap.mesh, &shared.bootstrap.control_plane) {
         (Some(path), _) => file::run(path.clone(), applier).await,
         (None, Some(client)) => {
-            let client = client.clone();
-            pushed::run(shared, client, applier).await;
+            pushed::run(Arc::clone(&shared), client, applier).await;
         }
         (None, None) => error!("neither mesh nor controlPlane is set: no config will come"),
     }

@@ -15,16 +15,15 @@ use tracing::{error, warn};
 use crate::app::Shared;
 use crate::identity::peers::Peers;
 use crate::snapshot::live::{AdminState, EndpointSpec};
-use crate::source::control_plane::{
-    ConfigSink, DocumentSet, Link, Options, Update, parse_address, run as follow,
-};
+use crate::source::control_plane::{ConfigSink, DocumentSet, Link, Options, Update, run as follow};
+use crate::source::dial::Dialer;
 use crate::source::snapshot_cache::SnapshotCache;
 use crate::source::{Applier, Registry};
 
 /// Follows the control plane for ever, starting from what the last run kept.
-pub async fn run(shared: Arc<Shared>, client: ControlPlaneClient, applier: Applier) {
-    let address = match parse_address(&client.address) {
-        Ok(address) => address,
+pub async fn run(shared: Arc<Shared>, client: &ControlPlaneClient, applier: Applier) {
+    let dialer = match Dialer::new(client) {
+        Ok(dialer) => dialer,
         Err(problem) => return error!(problem, "controlPlane.address"),
     };
     let cache = SnapshotCache::new(shared.bootstrap.state_dir());
@@ -35,13 +34,15 @@ pub async fn run(shared: Arc<Shared>, client: ControlPlaneClient, applier: Appli
     let workload = &shared.bootstrap.workload;
     let link = Arc::new(Link::default());
     let options = Options {
-        address,
+        dialer,
+        shared: Arc::clone(&shared),
         node_id: format!("{}/{}", workload.namespace(), workload.name),
         service: workload
             .service()
             .map(|service| service.to_string())
             .unwrap_or_default(),
         namespace: workload.namespace().to_owned(),
+        service_account: workload.service_account().to_owned(),
         zone: workload.zone.clone().unwrap_or_default(),
         resume,
         cache: Some(cache),

@@ -261,7 +261,7 @@ async fn open_one(
     };
     let failed = |refused| ConnectError::Tls { addr, refused };
     let opened = match worker.shared.identity.current() {
-        None => Err(failed(verify::Refused::NoIdentity)),
+        None => Err(failed(worker.shared.identity.missing())),
         Some(svid) => match svid.client(peers, &[MESH_TCP]) {
             Err(error) => Err(failed(verify::Refused::Protocol(error.to_string()))),
             Ok(config) => {

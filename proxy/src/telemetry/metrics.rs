@@ -161,6 +161,16 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "When our certificate (leaf) or the first authority of our bundle (bundle) expires.",
     ),
     (
+        "outrigger_certificate_renewals_total",
+        Kind::Counter,
+        "Certificates that the control plane's authority signed for us.",
+    ),
+    (
+        "outrigger_certificate_renewal_failures_total",
+        Kind::Counter,
+        "Tries to get one that failed; the certificate before stays until it expires.",
+    ),
+    (
         "outrigger_tcp_connections_total",
         Kind::Counter,
         "Opaque connections ended; code is Outrigger's own error code or empty.",
