@@ -40,7 +40,7 @@ impl Audit {
         let (id, serial) = (issued.id.as_str(), &issued.serial);
         let not_after = issued.not_after;
         info!(id, serial, not_after, by, peer, "certificate issued");
-        self.write(json!({
+        self.write(&json!({
             "at": clock::wall_millis(), "event": "issued", "id": id, "serial": serial,
             "notAfter": not_after, "issuer": issued.issuer, "by": by, "peer": peer,
         }));
@@ -51,13 +51,13 @@ impl Audit {
         let (by, peer) = (caller.credential(), &caller.peer);
         let (reason, detail) = (refused.reason(), refused.to_string());
         warn!(reason, detail, by, peer, "certificate refused");
-        self.write(json!({
+        self.write(&json!({
             "at": clock::wall_millis(), "event": "refused", "reason": reason, "detail": detail,
             "by": by, "peer": peer,
         }));
     }
 
-    fn write(&self, entry: Value) {
+    fn write(&self, entry: &Value) {
         if let Err(e) = self.append(&format!("{entry}\n")) {
             warn!(error = %e, path = %self.path.display(), "the audit was not written");
         }

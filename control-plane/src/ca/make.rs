@@ -103,7 +103,7 @@ pub fn init(
     let issuer = issuer(trust_domain, &root, now)?;
     let mut files = vec![
         ("root.key", root.key.clone()),
-        ("roots.pem", root.certificate.clone()),
+        ("roots.pem", root.certificate),
         ("issuer.key", issuer.key.clone()),
         ("issuer.pem", issuer.certificate.clone()),
     ];
