@@ -68,14 +68,6 @@ type Outcome = Result<Answer, Failure>;
 
 type Try<'t> = Pin<Box<dyn Future<Output = Outcome> + 't>>;
 
-/// What happened next.
-enum Next {
-    /// The try of this index is over.
-    Over(usize, Outcome),
-    /// It is time for another.
-    Slow,
-}
-
 impl Race<'_> {
     /// Runs a try towards `first`, and others beside it as often as the wait passes without an
     /// outcome.
@@ -98,7 +90,7 @@ impl Race<'_> {
         let mut slow = false;
         loop {
             match self.next(&mut tries, due).await {
-                Next::Over(n, outcome) => {
+                Some((n, outcome)) => {
                     if let Some(over) = tries.get_mut(n) {
                         *over = None;
                     }
@@ -116,7 +108,8 @@ impl Race<'_> {
                         answer.discard(DISCARD_BYTES, &call.upload);
                     }
                 }
-                Next::Slow => {
+                // It is time for another.
+                None => {
                     if !std::mem::replace(&mut slow, true) {
                         self.learn(None);
                     }
@@ -153,18 +146,23 @@ impl Race<'_> {
         }
     }
 
-    async fn next(&self, tries: &mut [Option<Try<'_>>], due: Option<Mono>) -> Next {
+    /// The first try that is over, by its index; `None` when `due` has come before.
+    async fn next(
+        &self,
+        tries: &mut [Option<Try<'_>>],
+        due: Option<Mono>,
+    ) -> Option<(usize, Outcome)> {
         let mut timer = due.map(|due| self.call.worker.wheel.sleep_until(due));
         std::future::poll_fn(|cx| {
             for (n, running) in tries.iter_mut().enumerate() {
                 if let Some(running) = running
                     && let Poll::Ready(outcome) = running.as_mut().poll(cx)
                 {
-                    return Poll::Ready(Next::Over(n, outcome));
+                    return Poll::Ready(Some((n, outcome)));
                 }
             }
             match &mut timer {
-                Some(timer) => Pin::new(timer).poll(cx).map(|()| Next::Slow),
+                Some(timer) => Pin::new(timer).poll(cx).map(|()| None),
                 None => Poll::Pending,
             }
         })
