@@ -217,6 +217,8 @@ pub struct Async {
     pub callback: Option<Setting<CallbackSpec>>,
     /// What a gRPC caller gets at once; none: gRPC is not queued.
     pub grpc_ack: Setting<Option<GrpcAck>>,
+    /// The message that the service answers with; none: an Operation.
+    pub grpc_response_type: Setting<Option<String>>,
     /// Replays of the same request.
     pub idempotency: Idempotency,
 }
@@ -774,6 +776,7 @@ fn async_(layers: &Layers<'_, AsyncSpec>) -> Async {
         secrets: layers.field(|spec| spec.secrets, Secrets::Reject),
         callback: layers.inner(|spec| spec.callback.as_ref()).whole(),
         grpc_ack: layers.optional(|spec| spec.grpc_ack, None),
+        grpc_response_type: layers.optional(|spec| spec.grpc_response_type.clone(), None),
         idempotency: idempotency_of(&idempotency),
     }
 }

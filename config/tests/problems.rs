@@ -741,14 +741,21 @@ fn warnings() {
         assert_eq!(!refused.is_empty(), found, "{pattern}: {refused:?}");
     }
     check(
+        "E106",
+        &route("{async: {grpcResponseType: .shop.Order}}"),
+        &[
+            "3 @.shop.Order spec.rules[0].async.grpcResponseType: expected a message's full name such as shop.Order, found .shop.Order",
+        ],
+    );
+    check(
         "E308",
         &route("{async: {callback: {timeout: 31s}}}"),
         &["3 @31s spec.rules[0].async.callback.timeout: must be longer than 0s and at most 30s"],
     );
     check(
         "W401",
-        &route("{async: {grpcAck: Operation}}"),
-        &["3 @Operation spec.rules[0].async.grpcAck: not yet in effect"],
+        &route("{async: {idempotency: {onUnknown: Forward}}}"),
+        &["3 @Forward spec.rules[0].async.idempotency.onUnknown: not yet in effect"],
     );
 }
 

@@ -88,6 +88,10 @@ async fn outbound(call: &mut Call, body: Incoming) -> Result<Response<ResponseBo
     if queueing::status::is_ours(call.parts.uri.path()) {
         return queueing::status::serve(call).await;
     }
+    if queueing::operations::concerns(call) {
+        // Boxed: rare.
+        return Box::pin(queueing::operations::serve(call, body)).await;
+    }
     let payload = Payload::Downstream(body);
     let (service, route) = match destination::outbound(call).await {
         Ok(found) => found,

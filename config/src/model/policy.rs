@@ -132,6 +132,9 @@ pub struct AsyncSpec {
     pub secrets: Option<Secrets>,
     /// What a gRPC caller gets at once. Needed for gRPC.
     pub grpc_ack: Option<GrpcAck>,
+    /// With `grpcAck: Operation` the full name of the message that the service answers with, such
+    /// as `shop.Order`. Default: an Operation, which is passed on when it is done.
+    pub grpc_response_type: Option<String>,
     /// Replays of the same request. On by default, with `idempotency-key`.
     pub idempotency: Option<IdempotencySpec>,
 }
@@ -178,7 +181,8 @@ pub enum Secrets {
 pub enum GrpcAck {
     /// OK with a zero-length message, and the id as metadata.
     Empty,
-    /// A `google.longrunning.Operation`.
+    /// A `google.longrunning.Operation`; the sidecar serves GetOperation, WaitOperation and
+    /// CancelOperation of `google.longrunning.Operations` under the service's name.
     Operation,
 }
 

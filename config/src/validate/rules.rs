@@ -72,6 +72,13 @@ impl Checks<'_> {
             self.error(at, "E106", &format!("{base}.orderingKey"), message);
         }
         self.callback(at, &base, spec.callback.as_ref());
+        if let Some(name) = &spec.grpc_response_type
+            && !is_message_name(name)
+        {
+            let message =
+                format!("expected a message's full name such as shop.Order, found {name}");
+            self.error(at, "E106", &format!("{base}.grpcResponseType"), message);
+        }
         self.idempotency(at, &base, spec.idempotency.as_ref());
     }
 
@@ -259,4 +266,13 @@ fn is_callback_pattern(text: &str) -> bool {
 
 fn is_port(text: &str) -> bool {
     text.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+/// `shop.v1.Order`, without a dot before it.
+fn is_message_name(text: &str) -> bool {
+    let part = |part: &str| {
+        let known = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && part.chars().all(known)
+    };
+    text.split('.').all(part)
 }

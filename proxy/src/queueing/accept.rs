@@ -31,8 +31,10 @@ use crate::queueing::reading::{Read, read};
 use crate::queueing::receipt::{grpc_receipt, receipt};
 pub use crate::queueing::skip::{Skipped, note};
 use crate::queueing::status::COME_BACK;
-use crate::queueing::{LOCAL, callback, fan_out, idempotency_scope, original, status, store};
-use crate::snapshot::{Async, Route, Secrets, Service, When};
+use crate::queueing::{
+    LOCAL, callback, fan_out, idempotency_scope, operations, original, status, store,
+};
+use crate::snapshot::{Async, GrpcAck, Route, Secrets, Service, When};
 
 /// The longest `Prefer: wait` that is honoured; beyond it proxies in between give up anyway.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -179,7 +181,7 @@ fn why_not(
     if [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE].contains(method) {
         return Some(Skipped::Method);
     }
-    if grpc && (!policy.grpc_empty || policy.when == When::Shadow) {
+    if grpc && (policy.grpc_ack.is_none() || policy.when == When::Shadow) {
         return Some(Skipped::GrpcAck);
     }
     if policy.secrets == Secrets::Reject && convert::has_credentials(fields) {
@@ -274,13 +276,18 @@ async fn convert(
     if let Some(wait) = plan.prefer.wait
         && let Some(result) = wait_for_answer(call, &*backend, id, wait).await
     {
-        let response = status::stored_answer(result, id, call.grpc);
+        let response = match policy.grpc_ack {
+            Some(GrpcAck::Operation) if call.grpc => {
+                operations::answered(id, policy.grpc_response_type.as_deref(), &result)
+            }
+            _ => status::stored_answer(result, id, call.grpc),
+        };
         return Ok(Accepted::Answer(call.answer(response)));
     }
-    let response = if call.grpc {
-        grpc_receipt(id)
-    } else {
-        receipt(id, plan.prefer)
+    let response = match policy.grpc_ack {
+        Some(GrpcAck::Operation) if call.grpc => operations::acknowledge(id),
+        _ if call.grpc => grpc_receipt(id),
+        _ => receipt(id, plan.prefer),
     };
     Ok(Accepted::Answer(call.answer(response)))
 }
@@ -551,7 +558,8 @@ mod tests {
             idempotency_ttl: Duration::from_secs(60),
             secrets: Secrets::Reject,
             subscribers: Vec::new(),
-            grpc_empty: true,
+            grpc_ack: Some(GrpcAck::Empty),
+            grpc_response_type: None,
             callback: None,
         }
     }
@@ -687,7 +695,7 @@ mod tests {
     #[test]
     fn grpc_needs_an_acknowledgement_to_give() {
         let none = Async {
-            grpc_empty: false,
+            grpc_ack: None,
             ..policy(When::Always)
         };
         assert_eq!(outcome(&none, &Method::POST, &[], true, 0), "not_queueable");

@@ -4,7 +4,7 @@
 //!
 //! In reading order: [`accept`] turns a call into a message and answers 202, or says why it did
 //! not ([`skip`]). [`dispatch`] leases messages within what [`target`] allows, and [`delivery`]
-//! sends each of them through `forward` again. [`status`] tells the caller and [`inspect`] the
+//! sends each of them through `forward` again. [`status`] and [`operations`] tell the caller and [`inspect`] the
 //! operator; [`callback`] tells whom the caller named. [`store`] owns the store of this sidecar; [`convert`], [`unary`] and [`text`] are
 //! the pure parts.
 
@@ -20,6 +20,7 @@ mod groups;
 pub mod inspect;
 mod letters;
 mod lookup;
+pub mod operations;
 pub mod ordering;
 mod original;
 pub mod reading;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use http::{HeaderName, Method};
 use outrigger_config::effective::{self, Origin, RulePolicy, ServicePolicy};
 use outrigger_config::model::{
-    AsyncWhen, GrpcAck, MeshService, OnDead, PathMatchType, QueueSpec, RetryCondition, RouteMatch,
+    AsyncWhen, MeshService, OnDead, PathMatchType, QueueSpec, RetryCondition, RouteMatch,
     UnknownOutbound, ValueMatchType,
 };
 use outrigger_config::units::{CodeOrClass, KeySource};
@@ -45,8 +45,8 @@ use crate::snapshot::features::{self, InboundLimits};
 use crate::snapshot::live::{EndpointSpec, Labels, Spoken};
 use crate::snapshot::mutual;
 use crate::snapshot::{
-    Algorithm, Async, Backend, Mtls, Queue, Route, Secrets, Service, ServiceMetrics, Snapshot,
-    Timeouts, When,
+    Algorithm, Async, Backend, GrpcAck, Mtls, Queue, Route, Secrets, Service, ServiceMetrics,
+    Snapshot, Timeouts, When,
 };
 use crate::source::Registry;
 use crate::upstream::pool;
@@ -587,7 +587,11 @@ fn asynchronous(policy: &RulePolicy, service: &NamespacedName) -> Option<Async> 
             outrigger_config::model::Secrets::Drop => Secrets::Drop,
             outrigger_config::model::Secrets::Keep => Secrets::Keep,
         },
-        grpc_empty: *spec.grpc_ack == Some(GrpcAck::Empty),
+        grpc_ack: spec.grpc_ack.map(|ack| match ack {
+            outrigger_config::model::GrpcAck::Empty => GrpcAck::Empty,
+            outrigger_config::model::GrpcAck::Operation => GrpcAck::Operation,
+        }),
+        grpc_response_type: spec.grpc_response_type.as_deref().map(Arc::from),
         callback: spec
             .callback
             .as_deref()

@@ -400,8 +400,10 @@ pub struct Async {
     pub subscribers: Vec<Arc<str>>,
     /// What to do with credentials.
     pub secrets: Secrets,
-    /// Whether a unary gRPC call is answered with an empty message.
-    pub grpc_empty: bool,
+    /// What a unary gRPC call is acknowledged with; none: it is not queued.
+    pub grpc_ack: Option<GrpcAck>,
+    /// The full name of the message that the service answers with; none: an Operation.
+    pub grpc_response_type: Option<Arc<str>>,
     /// Who may be called back; none: nobody.
     pub callback: Option<Arc<callback::Callback>>,
 }
@@ -417,6 +419,15 @@ pub enum When {
     Shadow,
     /// Only those that the ladder sends there.
     Unavailable,
+}
+
+/// `async.grpcAck`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrpcAck {
+    /// An empty message.
+    Empty,
+    /// A `google.longrunning.Operation`.
+    Operation,
 }
 
 /// `async.secrets`: credentials at rest.

@@ -2,6 +2,7 @@
 
 use outrigger_tests::client::{Ask, Client};
 use outrigger_tests::mesh::Sidecar;
+use outrigger_tests::process::python;
 use outrigger_tests::until_true;
 use outrigger_tests::upstream::{Reply, Seen, Upstream, grpc_frame};
 
@@ -184,4 +185,58 @@ async fn the_rule_says_which_grpc_codes_are_permanent() {
         in_state(&sidecar, &id, expected).await;
         assert_eq!(upstream.hits(), hits);
     }
+}
+
+/// A `google.protobuf.StringValue` shorter than 128 bytes.
+fn string_value(text: &str) -> Vec<u8> {
+    let length = u8::try_from(text.len()).expect("short");
+    [&[0x0a, length], text.as_bytes()].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpcio_follows_operations_with_googles_own_messages() {
+    let rule = "when: Always, grpcAck: Operation, grpcResponseType: google.protobuf.StringValue";
+    let (upstream, sidecar, _client) = mailer(rule, |seen| {
+        if seen.header("x-kind") == "bad" {
+            return Reply::grpc_error(3, "no");
+        }
+        Reply::grpc(&[&string_value("made")], 0)
+    })
+    .await;
+    let address = sidecar.outbound().to_string();
+    let client = tokio::task::spawn_blocking(move || {
+        let mut client = python("operations.py");
+        client.args([address.as_str(), "mailer"]).output()
+    });
+    let output = client.await.expect("no panic").expect("it ran");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(upstream.hits(), 2, "the third was cancelled");
+}
+
+#[tokio::test]
+async fn an_operation_of_the_service_itself_is_passed_on_when_it_is_done() {
+    // Operation{name: "theirs", done: true, response: Any{type_url: "t", value: "v"}}
+    let theirs = b"\x0a\x06theirs\x18\x01\x2a\x06\x0a\x01t\x12\x01v";
+    let (_upstream, _sidecar, mut client) = mailer("when: Always, grpcAck: Operation", |_| {
+        Reply::grpc(&[theirs], 0)
+    })
+    .await;
+    let answer = client.call(send(b"x").header("prefer", "wait=10")).await;
+    let id = answer.header("outrigger-message-id");
+    let name = format!("operations/{id}");
+    let mut ours = vec![0x0a, u8::try_from(name.len()).expect("short")];
+    ours.extend_from_slice(name.as_bytes());
+    ours.extend_from_slice(b"\x18\x01\x2a\x06\x0a\x01t\x12\x01v");
+    assert_eq!(answer.body, grpc_frame(&ours), "{answer:?}");
+    assert_eq!(answer.trailer("grpc-status"), "0");
+}
+
+#[tokio::test]
+async fn a_service_without_such_rules_keeps_its_own_operations() {
+    let (upstream, _sidecar, mut client) = mailer("when: Never", |_| Reply::grpc(&[b""], 0)).await;
+    let path = "/google.longrunning.Operations/GetOperation";
+    let answer = client.call(Ask::grpc("mailer", path, b"\x0a\x01x")).await;
+    assert_eq!(answer.trailer("grpc-status"), "0", "{answer:?}");
+    assert_eq!(upstream.last().path, path);
 }

@@ -151,6 +151,7 @@ impl Rows<'_> {
             secrets,
             callback,
             grpc_ack,
+            grpc_response_type,
             idempotency,
         } = asynchronous;
         self.word("async.when", when);
@@ -171,6 +172,7 @@ impl Rows<'_> {
         self.word("async.secrets", secrets);
         self.part("async.callback", callback.as_ref());
         self.optional_word("async.grpcAck", grpc_ack);
+        self.option("async.grpcResponseType", grpc_response_type);
         self.idempotency("async.idempotency", idempotency);
     }
 
