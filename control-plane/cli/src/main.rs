@@ -15,6 +15,7 @@ mod queue;
 mod schema;
 mod sidecar;
 mod status;
+mod transfer;
 
 use std::ffi::OsString;
 use std::future::Future;

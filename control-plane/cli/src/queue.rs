@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::client::{Admin, encode};
 use crate::output::{Failure, Format, cell, items, print, print_as, table};
+use crate::transfer::{self, Place};
 
 /// What to do with queues.
 #[derive(Debug, Subcommand)]
@@ -28,6 +29,23 @@ pub(crate) enum Queue {
         limit: u32,
         #[command(flatten)]
         admin: Admin,
+    },
+    /// Write messages that are pending or dead to standard output, a line of JSON each, whole
+    ///
+    /// With the credentials that are stored in them: keep the file as you keep those. What is
+    /// delivered while a sidecar is asked is in the file all the same.
+    Export {
+        /// Only of this queue; default: all
+        queue: Option<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Take lines of an export in: ids are kept, and what is known already changes nothing
+    Import {
+        /// A file of lines; - is standard input
+        file: std::path::PathBuf,
+        #[command(flatten)]
+        place: Place,
     },
 }
 
@@ -207,6 +225,8 @@ pub(crate) async fn queue(command: Queue, format: Format) -> Result<(), Failure>
             });
             print_as(format, &whole, queue_view);
         }
+        Queue::Export { queue, place } => transfer::export(queue, &place).await?,
+        Queue::Import { file, place } => transfer::import(&file, &place, format).await?,
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use outrigger_core::time::UnixMillis;
 
 use crate::message::{
-    AttemptRecord, DeadLetter, Message, MessageId, State, StatusView, StoredResult,
+    AttemptRecord, DeadLetter, Exported, Message, MessageId, State, StatusView, StoredResult,
 };
 use crate::record::later;
 
@@ -102,6 +102,18 @@ pub trait QueueBackend: Send + Sync {
         &self,
         id: MessageId,
         how: Conclusion,
+        now: UnixMillis,
+    ) -> BoxFuture<'_, Result<bool, StoreError>>;
+
+    /// Takes in a message that [`Inspect::export`] gave, as it was there, whatever the limits of its
+    /// queue; durable when it resolves. False, and nothing changed, when its id or its idempotency
+    /// key is known. What was given without a death is due as it says, with its attempts spent.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], also for want of room on disk.
+    fn restore(
+        &self,
+        exported: Exported,
         now: UnixMillis,
     ) -> BoxFuture<'_, Result<bool, StoreError>>;
 
@@ -209,6 +221,13 @@ pub trait Inspect: Send + Sync {
     /// # Errors
     /// [`StoreError::Unavailable`].
     fn dead_letter(&self, id: MessageId) -> BoxFuture<'_, Result<Option<DeadLetter>, StoreError>>;
+
+    /// A message that is pending or a dead letter, with everything that another store needs of it;
+    /// none for any other, and for a corrupt one.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    fn export(&self, id: MessageId) -> BoxFuture<'_, Result<Option<Exported>, StoreError>>;
 
     /// Queues dead letters again: same id and idempotency key, age and attempts from zero, at the
     /// tail of its ordering key, and not before its turn by the rate. An `expires_at` that has passed

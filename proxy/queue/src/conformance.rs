@@ -68,6 +68,7 @@ cases!(
     reap_forgets_what_is_past_its_time,
     a_dead_letter_is_kept_as_long_as_its_death_says,
     dead_letters_do_not_push_each_other_out,
+    an_exported_message_is_restored_once_as_it_was,
     wait_due_wakes,
     wait_final_sees_the_end,
     lists_come_in_pages,
@@ -1112,6 +1113,74 @@ async fn dead_letters_do_not_push_each_other_out(backend: Backend) {
     while backend.reap(at(1)).await.expect("reap") > 0 {}
     let counts = counts(&backend, 1).await;
     assert_eq!((counts.dead, counts.purged_total), (MANY, 0));
+}
+
+/// What is exported, taken away and restored is as it was; here in the same store, where it is known
+/// as long as its tombstone is.
+async fn an_exported_message_is_restored_once_as_it_was(backend: Backend) {
+    let mut keyed = message(1, 0);
+    keyed.idempotency_key = Some(IdemKey {
+        scope: "scope".to_owned(),
+        key: "key".to_owned(),
+        fingerprint: [1; 32],
+        ttl_ms: 1_000_000_000,
+    });
+    for message in [keyed.clone(), message(2, 0), message(3, 0)] {
+        let stored = backend.enqueue(message, QueueLimits::NONE, at(0)).await;
+        stored.expect("enqueue");
+    }
+    let leases = lease(&backend, 2, 1).await;
+    settle(&backend, &leases[0], retry(500), 2).await;
+    settle(&backend, &leases[1], dead("no"), 3).await;
+    let look = inspect(&backend);
+    let mut exported = Vec::new();
+    for n in 1..=3 {
+        let one = look.export(id(n)).await.expect("export");
+        exported.push(one.expect("pending or dead"));
+    }
+    assert_eq!(exported[0].message.body, keyed.body);
+    assert_eq!(
+        (exported[0].attempts_spent, exported[2].attempts_spent),
+        (1, 0)
+    );
+    let death = exported[1].death.as_ref().expect("it is dead");
+    assert_eq!((death.reason.as_str(), death.died_at), ("no", at(3)));
+    for one in &exported {
+        let known = backend.restore(one.clone(), at(4)).await.expect("restore");
+        assert!(!known, "{} is known", one.message.id);
+    }
+    let counts = look.counts(QUEUE, at(4)).await.expect("counts");
+    assert_eq!(
+        (counts.enqueued_total, counts.pending(), counts.dead),
+        (3, 2, 1)
+    );
+
+    // Another id with the same key is the same operation.
+    let mut again = exported[0].clone();
+    again.message.id = id(9);
+    assert!(!backend.restore(again, at(4)).await.expect("restore"));
+    // New ids stand for another store.
+    for (n, one) in exported.iter().enumerate() {
+        let mut one = one.clone();
+        one.message.id = id(10 + n as u64);
+        one.message.idempotency_key = None;
+        assert!(backend.restore(one.clone(), at(4)).await.expect("restore"));
+        assert!(
+            !backend.restore(one.clone(), at(4)).await.expect("restore"),
+            "twice"
+        );
+        let back = look.export(one.message.id).await.expect("export");
+        assert_eq!(back.expect("it is in"), one);
+    }
+    let counts = look.counts(QUEUE, at(4)).await.expect("counts");
+    assert_eq!((counts.pending(), counts.dead, counts.drift()), (4, 2, 0));
+    let due: Vec<MessageId> = lease(&backend, 9, 5)
+        .await
+        .iter()
+        .map(|l| l.message.id)
+        .collect();
+    assert_eq!(due, [id(3), id(12)], "the others are not due yet");
+    assert_eq!(look.export(id(77)).await.expect("export"), None);
 }
 
 async fn wait_due_wakes(backend: Backend) {

@@ -34,5 +34,6 @@ pub use embedded::{EmbeddedStore, OpenError, Options};
 pub use id::{MessageId, ParseIdError};
 pub use memory::MemoryQueue;
 pub use message::{
-    AttemptRecord, DeadLetter, HELD, IdemKey, Message, State, StatusView, StoredResult,
+    AttemptRecord, DeadLetter, Death, Exported, HELD, IdemKey, Message, State, StatusView,
+    StoredResult,
 };

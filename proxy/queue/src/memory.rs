@@ -18,7 +18,7 @@ use crate::backend::{
     PageRequest, QueueBackend, QueueLimits, Receipt, Replay, ReplayReport, ResultOutcome,
     Retention, Selection, Settle, SettleOutcome, StoreError, StoreStats,
 };
-use crate::message::{DeadLetter, Message, MessageId, State, StatusView, StoredResult};
+use crate::message::{DeadLetter, Exported, Message, MessageId, State, StatusView, StoredResult};
 use crate::recent::RecentlySettled;
 use crate::record::{INTERRUPTED, LEASE_EXPIRED, Record, Totals, check_room, later};
 use crate::signal::{Signals, Watchers, lock};
@@ -117,6 +117,39 @@ impl MemoryQueue {
 }
 
 impl Inner {
+    /// Takes in what another store gave; false when it is known.
+    fn restore(&mut self, exported: Exported, now: UnixMillis) -> bool {
+        let id = exported.message.id;
+        if self.entries.contains_key(&id) {
+            return false;
+        }
+        if let Some(key) = &exported.message.idempotency_key {
+            let name = (key.scope.clone(), key.key.clone());
+            if self.keys.get(&name).is_some_and(|known| known.until > now) {
+                return false;
+            }
+            let known = Known {
+                id,
+                fingerprint: key.fingerprint,
+                until: later(exported.created_at, key.ttl_ms),
+            };
+            self.keys.insert(name, known);
+        }
+        self.last_seq += 1;
+        let record = Record::restored(&exported, self.last_seq);
+        let totals = self.totals.entry(record.queue.clone()).or_default();
+        totals.enqueued += 1;
+        let entry = Entry {
+            record,
+            message: Some(exported.message),
+            result: None,
+            lease: None,
+        };
+        self.entries.insert(id, entry);
+        self.ended(id);
+        true
+    }
+
     fn enqueue(
         &mut self,
         message: Message,
@@ -596,6 +629,16 @@ impl QueueBackend for MemoryQueue {
         ready(out).boxed()
     }
 
+    fn restore(
+        &self,
+        exported: Exported,
+        now: UnixMillis,
+    ) -> BoxFuture<'_, Result<bool, StoreError>> {
+        let (queue, id) = (exported.message.queue.clone(), exported.message.id);
+        let out = self.with(Some(&queue), Some(id), |inner| inner.restore(exported, now));
+        ready(out).boxed()
+    }
+
     fn extend(
         &self,
         lease: LeaseId,
@@ -737,6 +780,16 @@ impl Inspect for MemoryQueue {
         let out = self.look(|inner| {
             let entry = inner.entries.get(&id).filter(|e| e.is_dead())?;
             Some(entry.record.dead_letter(entry.message.clone()))
+        });
+        ready(out).boxed()
+    }
+
+    fn export(&self, id: MessageId) -> BoxFuture<'_, Result<Option<Exported>, StoreError>> {
+        let out = self.look(|inner| {
+            let entry = inner.entries.get(&id)?;
+            let kept = entry.is_dead() || !entry.record.state.is_final();
+            let message = entry.message.clone().filter(|_| kept)?;
+            Some(entry.record.export(message))
         });
         ready(out).boxed()
     }

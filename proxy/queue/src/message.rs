@@ -314,3 +314,35 @@ pub struct DeadLetter {
     /// The whole request; none in lists, and none for a corrupt message.
     pub message: Option<Message>,
 }
+
+/// A message on its way from one store to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exported {
+    /// The whole request, with what a replay changed.
+    pub message: Message,
+    /// When it was first enqueued.
+    pub created_at: UnixMillis,
+    /// Tries spent since the enqueue or the last replay; one that is under way is not among them.
+    pub attempts_spent: u32,
+    /// The recorded tries, oldest first.
+    pub attempts: Vec<AttemptRecord>,
+    /// How often it was replayed.
+    pub replays: u32,
+    /// How it ended, when it is a dead letter.
+    pub death: Option<Death>,
+}
+
+/// How a message became a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// Why, as a short code.
+    pub reason: String,
+    /// When.
+    pub died_at: UnixMillis,
+    /// When the dead letter goes by itself.
+    pub forget_at: UnixMillis,
+    /// The status of the last answer.
+    pub last_status: Option<u16>,
+    /// The beginning of the last answer's body.
+    pub excerpt: Bytes,
+}

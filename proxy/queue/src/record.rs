@@ -8,8 +8,8 @@ use outrigger_core::time::UnixMillis;
 
 use crate::backend::{Counts, DeadFilter, EnqueueError, QueueLimits, Retention, Settle};
 use crate::message::{
-    AttemptRecord, DeadLetter, HELD, MAX_ATTEMPT_RECORDS, MAX_EXCERPT_BYTES, Message, MessageId,
-    State, StatusView, StoredResult,
+    AttemptRecord, DeadLetter, Death, Exported, HELD, MAX_ATTEMPT_RECORDS, MAX_EXCERPT_BYTES,
+    Message, MessageId, State, StatusView, StoredResult,
 };
 
 /// The reason of a message whose stored bytes were damaged.
@@ -346,6 +346,48 @@ impl Record {
             last_body_excerpt: self.excerpt.clone(),
             message: message.map(|message| self.addressed(message)),
         }
+    }
+
+    /// What another store needs of a message that is pending or dead.
+    pub(crate) fn export(&self, message: Message) -> Exported {
+        let death = (self.state == State::Dead).then(|| Death {
+            reason: self.reason.clone().unwrap_or_default(),
+            died_at: self.finished_at.unwrap_or_default(),
+            forget_at: self.forget_at.unwrap_or_default(),
+            last_status: self.last_status,
+            excerpt: self.excerpt.clone(),
+        });
+        Exported {
+            message: self.addressed(message),
+            created_at: self.created_at,
+            attempts_spent: self.spent,
+            attempts: self.attempts.clone(),
+            replays: self.replays,
+            death,
+        }
+    }
+
+    /// The record of a message that another store gave.
+    pub(crate) fn restored(exported: &Exported, seq: u64) -> Self {
+        let mut record = Self::new(&exported.message, seq);
+        record.created_at = exported.created_at;
+        record.spent = exported.attempts_spent;
+        record.attempts.clone_from(&exported.attempts);
+        record.replays = exported.replays;
+        record.last_status = exported.attempts.iter().rev().find_map(|a| a.status);
+        if record.spent > 0 {
+            record.state = State::Retrying;
+            record.resume = State::Retrying;
+        }
+        if let Some(death) = &exported.death {
+            record.state = State::Dead;
+            record.reason = Some(death.reason.clone());
+            record.finished_at = Some(death.died_at);
+            record.forget_at = Some(death.forget_at);
+            record.last_status = death.last_status;
+            record.excerpt = death.excerpt.clone();
+        }
+        record
     }
 
     /// The request with what a replay changed.

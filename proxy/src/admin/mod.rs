@@ -28,6 +28,8 @@ use crate::queueing;
 
 /// The largest body of a request to the admin API.
 const MAX_BODY: usize = 1024 * 1024;
+/// Messages that are taken in at a time; one alone may have 16 MiB, and more as base64.
+const MAX_IMPORT: usize = 64 << 20;
 
 /// What a listener serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +117,11 @@ async fn answer(
     };
     match (&method, path.as_str()) {
         (&Method::GET, "/queues") => outcome(queueing::inspect::queues(shared).await),
+        (&Method::GET, "/queues/export") => outcome(queueing::export::export(shared, &get).await),
+        (&Method::POST, "/queues/import") => match body_within(request, MAX_IMPORT).await {
+            Ok(body) => outcome(queueing::export::import(shared, &body).await),
+            Err(refused) => refused,
+        },
         (&Method::GET, "/messages") => outcome(queueing::inspect::messages(shared, &get).await),
         (&Method::GET, "/dead") => outcome(queueing::inspect::dead(shared, &get).await),
         (&Method::GET, "/dead/groups") => outcome(queueing::inspect::groups(shared, &get).await),
@@ -190,7 +197,11 @@ async fn metrics(shared: &Arc<Shared>) -> Answer {
 }
 
 async fn body(request: Request<Incoming>) -> Result<Value, Answer> {
-    let collected = Limited::new(request.into_body(), MAX_BODY).collect().await;
+    body_within(request, MAX_BODY).await
+}
+
+async fn body_within(request: Request<Incoming>, max: usize) -> Result<Value, Answer> {
+    let collected = Limited::new(request.into_body(), max).collect().await;
     let Ok(collected) = collected else {
         return Err(problem(
             StatusCode::PAYLOAD_TOO_LARGE,

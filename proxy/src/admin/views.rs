@@ -27,6 +27,7 @@ GET  /endpoints                 endpoints with load and health
 GET  /breakers                  breakers with their windows
 GET  /identity                  who this sidecar is, and until when (seconds since 1970)
 GET  /queues                    queues with their counts
+GET  /queues/export?queue=&at=  whole messages to keep or move; POST /queues/import takes them in
 GET  /messages?queue=&state=    messages; /messages/{id} one of them
 GET  /dead?queue=&reason=       dead letters; /dead/{id} one of them whole; /dead/groups, /dead/audit
 POST /dead/replay /dead/purge   {\"ids\": [..]} or {\"queue\": .., \"reason\": .., \"dryRun\": true}

@@ -15,6 +15,7 @@ pub mod convert;
 mod deaths;
 pub mod delivery;
 pub mod dispatch;
+pub mod export;
 mod fan_out;
 mod groups;
 pub mod inspect;

@@ -4,6 +4,7 @@ mod accept;
 mod callbacks;
 mod contracts;
 mod delivery;
+mod export;
 mod fairness;
 mod fan_out;
 mod full_volume;

@@ -26,7 +26,7 @@ use crate::backend::{
     Settle, SettleOutcome,
 };
 use crate::clock;
-use crate::message::{Message, MessageId, State, StoredResult};
+use crate::message::{Exported, Message, MessageId, State, StoredResult};
 use crate::recent::RecentlySettled;
 use crate::record::{CORRUPT, LEASE_EXPIRED, Record, check_room, later};
 
@@ -227,6 +227,49 @@ impl Engine {
             record,
             lease: None,
         });
+    }
+
+    /// Takes in what another store gave; false when it is known.
+    pub(super) fn restore(
+        &mut self,
+        reads: &mut Reads<'_>,
+        exported: &Exported,
+        now: UnixMillis,
+    ) -> Result<bool, Fault> {
+        let message = &exported.message;
+        let id = message.id;
+        if self.is_known(reads.tx()?, id)? {
+            return Ok(false);
+        }
+        if let Some(key) = &message.idempotency_key {
+            let row = idem_key(&key.scope, &key.key);
+            if self.known(reads.tx()?, &row, now)?.is_some() {
+                return Ok(false);
+            }
+            let until = later(exported.created_at, key.ttl_ms);
+            if until > now {
+                let fingerprint = key.fingerprint;
+                let known = Known {
+                    id,
+                    fingerprint,
+                    until,
+                };
+                self.writes.put(Table::Idem, &row, &known);
+                self.writes.put_expiry(until, &Expiring::Idem(row));
+            }
+        }
+        let record = Record::restored(exported, self.index.next_seq());
+        self.writes.put(Table::Body, id.as_bytes(), message);
+        self.totals(&message.queue).enqueued += 1;
+        if record.state == State::Dead {
+            self.finish(&record, None);
+        } else {
+            self.keep(Live {
+                record,
+                lease: None,
+            });
+        }
+        Ok(true)
     }
 
     fn is_known(&self, tx: &ReadTransaction, id: MessageId) -> Result<bool, Fault> {

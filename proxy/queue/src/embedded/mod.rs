@@ -54,7 +54,7 @@ use crate::backend::{
     PageRequest, QueueBackend, QueueLimits, Replay, ReplayReport, ResultOutcome, Selection, Settle,
     SettleOutcome, StoreError, StoreStats,
 };
-use crate::message::{DeadLetter, Message, MessageId, State, StatusView};
+use crate::message::{DeadLetter, Exported, Message, MessageId, State, StatusView};
 use crate::record::weight_of;
 
 /// A durable queue in one file of a local directory. Share it in an `Arc`.
@@ -284,6 +284,25 @@ impl QueueBackend for EmbeddedStore {
         .boxed()
     }
 
+    fn restore(
+        &self,
+        exported: Exported,
+        now: UnixMillis,
+    ) -> BoxFuture<'_, Result<bool, StoreError>> {
+        async move {
+            let queued = Queued::new(&self.shared, exported.message.weight());
+            let exported = Box::new(exported);
+            let asked = self.ask(|reply| Op::Restore {
+                exported,
+                now,
+                queued,
+                reply,
+            });
+            asked.await?
+        }
+        .boxed()
+    }
+
     fn wait_due<'a>(
         &'a self,
         queue: &'a str,
@@ -385,6 +404,11 @@ impl Inspect for EmbeddedStore {
             reader::dead_letter(shared, tx, id)
         })
         .boxed()
+    }
+
+    fn export(&self, id: MessageId) -> BoxFuture<'_, Result<Option<Exported>, StoreError>> {
+        self.read(Some(id), move |shared, tx| reader::export(shared, tx, id))
+            .boxed()
     }
 
     fn replay(

@@ -16,7 +16,7 @@ use super::codec::{Known, Stored};
 use super::rows::{Fault, Found, Table, fetch, idem_key, message_id, unseal};
 use super::shared::{Op, Read, Shared};
 use crate::backend::{DeadFilter, Page, PageRequest, ResultOutcome};
-use crate::message::{DeadLetter, Message, MessageId, State, StatusView, StoredResult};
+use crate::message::{DeadLetter, Exported, Message, MessageId, State, StatusView, StoredResult};
 use crate::record::Record;
 
 /// Rows that one page may look at; a queue that is rare among many gets short pages.
@@ -112,6 +112,20 @@ pub(super) fn dead_letter(
     };
     let message = sound::<Message>(shared, tx, Table::Body, id.as_bytes())?;
     Ok(Some(record.dead_letter(message)))
+}
+
+pub(super) fn export(
+    shared: &Shared,
+    tx: &ReadTransaction,
+    id: MessageId,
+) -> Result<Option<Exported>, Fault> {
+    for table in [Table::Live, Table::Dead] {
+        if let Some(record) = sound::<Record>(shared, tx, table, id.as_bytes())? {
+            let message = sound::<Message>(shared, tx, Table::Body, id.as_bytes())?;
+            return Ok(message.map(|message| record.export(message)));
+        }
+    }
+    Ok(None)
 }
 
 pub(super) fn list(

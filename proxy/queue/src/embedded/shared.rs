@@ -13,9 +13,10 @@ use super::options::OpenError;
 use super::rows::Fault;
 use crate::backend::{
     CancelOutcome, Conclusion, Counts, EnqueueError, EnqueueOutcome, LeaseBatch, LeaseId,
-    LeaseRequest, QueueLimits, Replay, ReplayReport, Selection, Settle, SettleOutcome, StoreStats,
+    LeaseRequest, QueueLimits, Replay, ReplayReport, Selection, Settle, SettleOutcome, StoreError,
+    StoreStats,
 };
-use crate::message::{Message, MessageId};
+use crate::message::{Exported, Message, MessageId};
 use crate::signal::{Signals, Watchers, lock};
 
 /// Where the store is in its life.
@@ -172,6 +173,12 @@ pub(super) enum Op {
         now: UnixMillis,
         queued: Queued,
         reply: Reply<Result<EnqueueOutcome, EnqueueError>>,
+    },
+    Restore {
+        exported: Box<Exported>,
+        now: UnixMillis,
+        queued: Queued,
+        reply: Reply<Result<bool, StoreError>>,
     },
     Lease {
         request: LeaseRequest,

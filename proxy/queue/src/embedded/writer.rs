@@ -22,6 +22,7 @@ use super::recover::{FILE, Failed, open_file, rebuild};
 use super::rows::Fault;
 use super::shared::{Op, Phase, Reply, Shared};
 use super::volume::{self, FileId};
+use crate::backend::StoreError;
 use crate::clock;
 use crate::record::{later, weight_of};
 
@@ -371,6 +372,26 @@ impl Writer {
                         answer(reply, out);
                     }));
                 }
+                Op::Restore {
+                    exported,
+                    now,
+                    queued,
+                    reply,
+                } => {
+                    let disk = match &disk {
+                        Some(disk) => disk,
+                        None => disk.insert(engine.check_disk().inspect_err(failed)?),
+                    };
+                    let out = match disk {
+                        Ok(()) => Ok(engine.restore(&mut reads, &exported, now)?),
+                        Err(full) => Err(StoreError::Unavailable(full.to_string())),
+                    };
+                    must_commit |= out.is_ok();
+                    after_commit.push(Box::new(move || {
+                        drop(queued);
+                        answer(reply, out);
+                    }));
+                }
                 Op::Settle {
                     lease,
                     settle,
@@ -484,6 +505,7 @@ impl Writer {
             }
             // Done before the commit.
             Op::Enqueue { .. }
+            | Op::Restore { .. }
             | Op::Settle { .. }
             | Op::Extend { .. }
             | Op::Cancel { .. }
@@ -503,12 +525,11 @@ fn answer<T>(reply: Reply<T>, out: T) {
 }
 
 fn weight(op: &Op) -> u64 {
-    if let Op::Enqueue {
-        message, copies, ..
-    } = op
-    {
-        message.weight() + weight_of(copies)
-    } else {
-        0
+    match op {
+        Op::Enqueue {
+            message, copies, ..
+        } => message.weight() + weight_of(copies),
+        Op::Restore { exported, .. } => exported.message.weight(),
+        _ => 0,
     }
 }
