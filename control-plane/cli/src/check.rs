@@ -6,11 +6,17 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use outrigger_config::{Report, Source, bootstrap, load, read_sources};
+use outrigger_config::{Problem, Report, Severity, Source, bootstrap, load, read_sources};
+use outrigger_control_plane::ca::issuer::first_expiry;
 
+use crate::clock;
 use crate::output::{self, ERRORS, Format, UNUSABLE};
+
+/// A certificate that expires within this time is warned of: a week, as renewals by hand take.
+const EXPIRES_SOON: Duration = Duration::from_secs(7 * 86_400);
 
 /// What to check.
 #[derive(Debug, Args)]
@@ -82,9 +88,11 @@ fn check(paths: &[PathBuf]) -> (Report, bool) {
             match (bootstrap_of(&source.text), named) {
                 (Some(Bootstrap::Proxy), true) => {
                     add(&mut report, bootstrap::load_proxy(&source).1);
+                    report.problems.extend(expiring(&source, path));
                 }
                 (Some(Bootstrap::ControlPlane), true) => {
                     add(&mut report, bootstrap::load_control_plane(&source).1);
+                    report.problems.extend(expiring(&source, path));
                 }
                 (found, _) => {
                     if found.is_some() {
@@ -104,6 +112,38 @@ fn check(paths: &[PathBuf]) -> (Report, bool) {
         add(&mut report, load(&mesh).report);
     }
     (report, readable)
+}
+
+/// Warnings of the certificates that a bootstrap file names, those of them that are there.
+fn expiring(source: &Source, path: &Path) -> Vec<Problem> {
+    let base = path.parent().unwrap_or(Path::new(""));
+    let now = clock::wall_millis() / 1000;
+    let warning = |named: bootstrap::NamedFile| {
+        let pem = std::fs::read(base.join(&named.file)).ok()?;
+        let left = first_expiry(&pem)?
+            .checked_sub(now)
+            .filter(|left| *left > 0);
+        let message = match left {
+            None => "has expired".to_owned(),
+            Some(left) if left < EXPIRES_SOON.as_secs() => {
+                let left = clock::short(Duration::from_secs(left));
+                format!("expires in {left}")
+            }
+            Some(_) => return None,
+        };
+        Some(Problem {
+            severity: Severity::Warning,
+            code: "W403",
+            file: source.name.clone(),
+            line: named.line,
+            column: named.column,
+            path: named.path.to_owned(),
+            message: format!("a certificate in {} {message}", named.file.display()),
+            help: None,
+        })
+    };
+    let files = bootstrap::certificate_files(source);
+    files.into_iter().filter_map(warning).collect()
 }
 
 fn read(path: &Path) -> std::io::Result<Vec<Source>> {
@@ -151,6 +191,8 @@ fn bootstrap_of(text: &str) -> Option<Bootstrap> {
 
 #[cfg(test)]
 mod tests {
+    use outrigger_control_plane::ca::make;
+
     use super::*;
 
     #[test]
@@ -172,6 +214,57 @@ mod tests {
         check("{\"workload\": {\"name\": \"a\"}}", Some(Bootstrap::Proxy));
         check("  workload: nested\n", None);
         check("", None);
+    }
+
+    #[test]
+    fn certificates_that_expire_within_a_week_are_warned_of_where_they_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = clock::wall_millis() / 1000;
+        // A year's certificate, made 360 days ago, and one of today.
+        let year = 365 * 86_400;
+        let made = |name: &str, at: u64| {
+            let names = ["localhost".to_owned()];
+            make::init(&dir.path().join(name), "a", &names, at).unwrap();
+        };
+        made("old", now - 360 * 86_400);
+        made("over", now - year - 60);
+        made("new", now);
+        let check = |state: &str, expected: &[&str]| {
+            let path = dir.path().join("plane.yaml");
+            let text = format!(
+                "listen: {{discovery: '127.0.0.1:1'}}\nconfig: mesh\n\
+                 tls: {{certificate: {state}/server.pem, key: {state}/server.key}}\n\
+                 ca:\n  certificate: {state}/issuer.pem\n  key: {state}/issuer.key\n  roots: {state}/roots.pem\n"
+            );
+            std::fs::write(&path, text).unwrap();
+            let (report, _) = super::check(&[path]);
+            let found: Vec<String> = report
+                .problems
+                .iter()
+                .filter(|problem| problem.code == "W403")
+                .map(|problem| format!("{}:{} {}", problem.line, problem.path, problem.message))
+                .collect();
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(found.starts_with(expected), "{found}");
+            }
+        };
+        check("new", &[]);
+        check("missing", &[]);
+        check(
+            "old",
+            &[
+                "3:tls.certificate a certificate in old/server.pem expires in 1",
+                "5:ca.certificate a certificate in old/issuer.pem expires in 1",
+            ],
+        );
+        check(
+            "over",
+            &[
+                "3:tls.certificate a certificate in over/server.pem has expired",
+                "5:ca.certificate a certificate in over/issuer.pem has expired",
+            ],
+        );
     }
 
     #[test]

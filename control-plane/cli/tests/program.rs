@@ -29,7 +29,7 @@ fn every_step_of_the_demo_holds_and_nothing_stays_behind() {
         .expect("the program starts");
     let (said, complaints) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{said}{complaints}");
-    assert!(said.contains("all 7 steps held"), "{said}");
+    assert!(said.contains("all 8 steps held"), "{said}");
     let left: Vec<_> = std::fs::read_dir(dir.path()).expect("readable").collect();
     assert!(left.is_empty(), "{left:?}");
 }

@@ -4,8 +4,14 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
+use outrigger_control_plane::ca::make;
 use rustix::fs::statfs;
 use tempfile::TempDir;
+
+use crate::clock;
+
+/// The trust domain of the demo's mesh.
+pub(super) const TRUST_DOMAIN: &str = "shop.demo";
 
 /// `statfs` types of volumes that do not outlive a reboot or a container (statfs(2)).
 const EPHEMERAL: [u64; 2] = [0x0102_1994, 0x794c_7630];
@@ -101,16 +107,34 @@ impl Stage {
         std::fs::create_dir(self.dir().join("mesh"))?;
         std::fs::write(self.mesh_file(), self.mesh())?;
         let control = format!(
-            "listen: {{discovery: \"{}\", admin: \"{}\"}}\nconfig: ./mesh\nstateDir: ./control-state\n",
+            "listen: {{discovery: \"{}\", admin: \"{}\"}}\nconfig: ./mesh\nstateDir: ./control-state\n\
+             tls: {{certificate: ./control-state/server.pem, key: ./control-state/server.key}}\n\
+             ca: {{}}\n\
+             join: {{tokens: [{{file: ./join-tokens, serviceAccounts: [\"shop/*\"]}}]}}\n",
             self.discovery, self.control
         );
         std::fs::write(self.bootstrap("control-plane"), control)?;
+        self.write_authority().map_err(io::Error::other)?;
         for (name, place) in [
             ("web", self.web),
             ("orders", self.orders),
             ("mailer", self.mailer),
         ] {
             std::fs::write(self.bootstrap(name), self.sidecar(name, place))?;
+        }
+        Ok(())
+    }
+
+    /// As `outrigger ca init` and `outrigger ca token` do.
+    fn write_authority(&self) -> Result<(), make::MakeError> {
+        let (dir, now) = (self.dir(), clock::wall_millis() / 1000);
+        let server = [self.discovery.ip().to_string()];
+        make::init(&dir.join("control-state"), TRUST_DOMAIN, &server, now)?;
+        for name in ["web", "orders", "mailer"] {
+            let (file, account) = (dir.join("join-tokens"), format!("shop/{name}"));
+            let day = std::time::Duration::from_secs(86_400);
+            let token = make::token(&file, Some(&account), day, now)?;
+            make::write_key(&dir.join(format!("{name}.token")), &token)?;
         }
         Ok(())
     }
@@ -127,7 +151,9 @@ impl Stage {
             "workload: {{name: {name}-1, namespace: shop, service: {name}, serviceAccount: {name}}}\n\
              listen: {{outbound: \"{outbound}\", inbound: \"{inbound}\", admin: \"{admin}\"}}\n\
              app: {app}\n\
-             controlPlane: {{address: \"http://{discovery}\"}}\n\
+             controlPlane: {{address: \"https://{discovery}\", \
+             bundle: ./control-state/roots.pem, tokenFile: ./{name}.token}}\n\
+             identity: {{controlPlane: {{}}}}\n\
              stateDir: ./state-{name}\n\
              drain: 2s\n"
         )
@@ -161,16 +187,25 @@ fn directory() -> io::Result<TempDir> {
 
 const MESH: &str = "\
 apiVersion: outrigger.dev/v1alpha1
+kind: Mesh
+metadata: {name: default}
+spec:
+  trustDomain: shop.demo
+---
+apiVersion: outrigger.dev/v1alpha1
 kind: MeshService
 metadata: {name: web, namespace: shop}
 spec:
   discovery: {static: [{address: 127.0.0.1, port: WEB}]}
+  identity: {serviceAccounts: [web]}                      # plaintext too: curl comes in here
 ---
 apiVersion: outrigger.dev/v1alpha1
 kind: MeshService
 metadata: {name: orders, namespace: shop}
 spec:
   discovery: {static: [{address: 127.0.0.1, port: ORDERS}]}
+  identity: {serviceAccounts: [orders]}
+  mtls: {mode: Strict}
   breaker: {consecutiveFailures: 5, openFor: 1s}
 ---
 apiVersion: outrigger.dev/v1alpha1
@@ -178,6 +213,8 @@ kind: MeshService
 metadata: {name: mailer, namespace: shop}
 spec:
   discovery: {heartbeat: {ttl: 6s, removeAfter: 60s}}     # the demo registers it, and renews
+  identity: {serviceAccounts: [mailer]}
+  mtls: {mode: Strict}
   breaker: {consecutiveFailures: 2, openFor: 1s, maxOpenFor: 2s}
 ---
 apiVersion: outrigger.dev/v1alpha1

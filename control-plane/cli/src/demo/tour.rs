@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use super::children::Children;
 use super::services::{Mailer, Orders, Seen};
-use super::stage::Stage;
+use super::stage::{Stage, TRUST_DOMAIN};
 use crate::client::{Answer, send};
 use crate::clock;
 use crate::output::{cell, items};
@@ -34,8 +34,9 @@ pub(super) struct Tour {
 }
 
 /// The steps, in their order.
-pub(super) const STEPS: [&str; 7] = [
+pub(super) const STEPS: [&str; 8] = [
     "a call through two sidecars",
+    "mTLS between all of them",
     "a retried call",
     "a breaker opens and recovers",
     "202 now, delivered later",
@@ -49,11 +50,12 @@ impl Tour {
     pub(super) async fn step(&mut self, at: usize) -> Outcome {
         match at {
             0 => self.sync_call().await,
-            1 => self.retried_call().await,
-            2 => self.breaker().await,
-            3 => self.deliver_later().await,
-            4 => self.dead_letter().await,
-            5 => self.live_edit().await,
+            1 => self.mutual_tls().await,
+            2 => self.retried_call().await,
+            3 => self.breaker().await,
+            4 => self.deliver_later().await,
+            5 => self.dead_letter().await,
+            6 => self.live_edit().await,
             _ => self.kill_and_restart().await,
         }
     }
@@ -163,6 +165,56 @@ impl Tour {
         Ok(format!(
             "web > sidecar > sidecar > orders: 200 in {:.1}ms, counted by both",
             took.as_secs_f64() * 1e3
+        ))
+    }
+
+    /// Each sidecar has its own certificate of the control plane's authority; orders and mailer
+    /// hear who calls, and take no plaintext.
+    async fn mutual_tls(&mut self) -> Outcome {
+        let id = |name: &str| format!("spiffe://{TRUST_DOMAIN}/ns/shop/sa/{name}");
+        let places = [
+            ("web", self.stage.web),
+            ("orders", self.stage.orders),
+            ("mailer", self.stage.mailer),
+        ];
+        for (name, place) in places {
+            let identity = get(&place.admin.to_string(), "/identity").await?;
+            expect(identity["id"] == id(name), &id(name), || {
+                identity.to_string()
+            })?;
+        }
+        let authority = get(&self.stage.control.to_string(), "/v1/ca").await?;
+        let issued = authority["issued"].as_u64().unwrap_or(0);
+        expect(issued >= 3, "3 certificates issued", || {
+            authority.to_string()
+        })?;
+        self.orders.take();
+        let answer = self
+            .call(Method::GET, "orders", "/orders/7", &[], "")
+            .await?;
+        status(&answer, 200)?;
+        let seen = self.orders.take();
+        let caller = seen
+            .first()
+            .map(|seen| seen.header("x-forwarded-client-cert"));
+        let caller = caller.unwrap_or_default();
+        expect(
+            caller.ends_with(&format!(";URI={}", id("web"))),
+            "orders to hear that web calls",
+            || format!("x-forwarded-client-cert: {caller}"),
+        )?;
+        for (name, place) in &places[1..] {
+            let inbound = place.inbound.to_string();
+            let host = [("host", *name)];
+            let plain = send(&inbound, Method::GET, "/", &host, Bytes::new()).await;
+            expect(
+                plain.is_err(),
+                &format!("{name}'s sidecar to refuse plaintext"),
+                || format!("{plain:?}"),
+            )?;
+        }
+        Ok(format!(
+            "3 sidecars, {issued} certificates of {TRUST_DOMAIN}; orders hears that web calls, plaintext is refused"
         ))
     }
 
