@@ -196,6 +196,6 @@ mod tests {
         check(&["not_cancellable"], 409, 9);
         check(&["not_cached"], 504, 14);
         assert_eq!("no_such".parse::<ErrorCode>(), Err(NotOurs));
-        assert_eq!(ErrorCode::ALL.len(), 31);
+        assert_eq!(ErrorCode::ALL.len(), 32);
     }
 }
