@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 use prost::bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 /// The request path of the incremental stream (gRPC: service name, then method name).
 pub const DELTA_PATH: &str =
@@ -282,8 +283,8 @@ impl prost::Name for Endpoints {
     }
 }
 
-/// One address of a service.
-#[derive(Clone, PartialEq, Eq, Message)]
+/// One address of a service. Kept as JSON by whoever must start without its source.
+#[derive(Clone, PartialEq, Eq, Message, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Unique within the service; stays the same while the instance lives.
     #[prost(string, tag = "1")]
@@ -309,8 +310,9 @@ pub struct Endpoint {
     /// The SPIFFE ID it must present; empty when the service's own identities apply.
     #[prost(string, tag = "8")]
     pub identity: String,
-    /// Its failover tier: the lowest takes the requests.
+    /// Its failover tier: the lowest takes the requests. Files of before there were tiers have none.
     #[prost(uint32, tag = "9")]
+    #[serde(default)]
     pub priority: u32,
 }
 

@@ -4,7 +4,6 @@
 //! Owns the state directory, its lock and the form of its files. Holds no secrets: documents name
 //! secrets by file. One process owns the directory.
 
-use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -12,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use outrigger_config::Source;
-use outrigger_config::wire::Endpoint;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -66,63 +64,6 @@ pub struct StateDir {
 struct LastGood {
     version: String,
     documents: Vec<(String, String)>,
-}
-
-/// An endpoint on disk.
-#[derive(Serialize, Deserialize)]
-struct SavedEndpoint {
-    id: String,
-    address: String,
-    port: u32,
-    zone: String,
-    weight: u32,
-    state: i32,
-    labels: BTreeMap<String, String>,
-    identity: String,
-    priority: u32,
-}
-
-impl SavedEndpoint {
-    fn of(endpoint: &Endpoint) -> Self {
-        let Endpoint {
-            id,
-            address,
-            port,
-            zone,
-            weight,
-            state,
-            labels,
-            identity,
-            priority,
-        } = endpoint.clone();
-        Self {
-            id,
-            address,
-            port,
-            zone,
-            weight,
-            state,
-            labels,
-            identity,
-            priority,
-        }
-    }
-}
-
-impl From<SavedEndpoint> for Endpoint {
-    fn from(saved: SavedEndpoint) -> Self {
-        Self {
-            id: saved.id,
-            address: saved.address,
-            port: saved.port,
-            zone: saved.zone,
-            weight: saved.weight,
-            state: saved.state,
-            labels: saved.labels,
-            identity: saved.identity,
-            priority: saved.priority,
-        }
-    }
 }
 
 impl StateDir {
@@ -219,12 +160,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`]; what was kept before is still there.
     pub fn save_discovered(&self, discovered: &Discovered) -> Result<(), StateError> {
-        let saved = |endpoints: &Vec<Endpoint>| endpoints.iter().map(SavedEndpoint::of).collect();
-        let saved: BTreeMap<&String, Vec<SavedEndpoint>> = discovered
-            .iter()
-            .map(|(service, endpoints)| (service, saved(endpoints)))
-            .collect();
-        self.write(DISCOVERED, &saved)
+        self.write(DISCOVERED, discovered)
     }
 
     /// What was found by an earlier process; nothing when nothing was kept.
@@ -232,13 +168,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`] and [`StateError::Damaged`].
     pub fn load_discovered(&self) -> Result<Discovered, StateError> {
-        let saved: BTreeMap<String, Vec<SavedEndpoint>> =
-            self.read(DISCOVERED)?.unwrap_or_default();
-        let endpoints = |saved: Vec<SavedEndpoint>| saved.into_iter().map(Into::into).collect();
-        Ok(saved
-            .into_iter()
-            .map(|(service, saved)| (service, endpoints(saved)))
-            .collect())
+        Ok(self.read(DISCOVERED)?.unwrap_or_default())
     }
 
     /// Keeps which roots sidecars need.
@@ -333,6 +263,7 @@ fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>, StateE
 mod tests {
     use super::*;
     use crate::world::DocumentEntry;
+    use outrigger_config::wire::Endpoint;
 
     fn config() -> Config {
         let name = "Mesh/default".to_owned();

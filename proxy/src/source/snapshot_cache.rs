@@ -219,21 +219,7 @@ struct DocumentForm {
 #[derive(Serialize, Deserialize)]
 struct EndpointsForm {
     version: String,
-    endpoints: Vec<EndpointForm>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct EndpointForm {
-    id: String,
-    address: String,
-    port: u32,
-    zone: String,
-    weight: u32,
-    state: i32,
-    labels: BTreeMap<String, String>,
-    identity: String,
-    #[serde(default)]
-    priority: u32,
+    endpoints: Vec<Endpoint>,
 }
 
 impl From<&LastGood> for FileForm {
@@ -246,19 +232,11 @@ impl From<&LastGood> for FileForm {
             (name.clone(), form)
         });
         let endpoints = state.endpoints.iter().map(|(service, set)| {
-            let endpoints = set
-                .endpoints
-                .iter()
-                .cloned()
-                .map(EndpointForm::from)
-                .collect();
-            (
-                service.clone(),
-                EndpointsForm {
-                    version: set.version.clone(),
-                    endpoints,
-                },
-            )
+            let form = EndpointsForm {
+                version: set.version.clone(),
+                endpoints: set.endpoints.clone(),
+            };
+            (service.clone(), form)
         });
         Self {
             version: state.version.clone(),
@@ -281,10 +259,9 @@ impl From<FileForm> for LastGood {
             )
         });
         let endpoints = form.endpoints.into_iter().map(|(service, set)| {
-            let endpoints = set.endpoints.into_iter().map(Endpoint::from).collect();
             let set = Endpoints {
                 service: service.clone(),
-                endpoints,
+                endpoints: set.endpoints,
                 version: set.version,
             };
             (service, Arc::new(set))
@@ -293,60 +270,6 @@ impl From<FileForm> for LastGood {
             version: form.version,
             documents: documents.collect(),
             endpoints: endpoints.collect(),
-        }
-    }
-}
-
-impl From<Endpoint> for EndpointForm {
-    fn from(endpoint: Endpoint) -> Self {
-        let Endpoint {
-            id,
-            address,
-            port,
-            zone,
-            weight,
-            state,
-            labels,
-            identity,
-            priority,
-        } = endpoint;
-        Self {
-            id,
-            address,
-            port,
-            zone,
-            weight,
-            state,
-            labels,
-            identity,
-            priority,
-        }
-    }
-}
-
-impl From<EndpointForm> for Endpoint {
-    fn from(form: EndpointForm) -> Self {
-        let EndpointForm {
-            id,
-            address,
-            port,
-            zone,
-            weight,
-            state,
-            labels,
-            identity,
-            priority,
-        } = form;
-        Self {
-            id,
-            address,
-            port,
-            zone,
-            weight,
-            state,
-            labels,
-            identity,
-            priority,
         }
     }
 }
