@@ -14,7 +14,7 @@ pub mod source;
 mod token;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -38,7 +38,8 @@ const COME_BACK: Duration = Duration::from_secs(1);
 /// Who issues good tokens for a service.
 pub struct Issuers {
     issuers: Vec<Issuer>,
-    remembered: Mutex<HashMap<[u8; 32], Remembered>>,
+    /// Read by every worker for every token, written for a new one.
+    remembered: RwLock<HashMap<[u8; 32], Remembered>>,
 }
 
 /// One of them.
@@ -67,7 +68,7 @@ impl Issuers {
         (!issuers.is_empty()).then(|| {
             Arc::new(Self {
                 issuers,
-                remembered: Mutex::default(),
+                remembered: RwLock::default(),
             })
         })
     }
@@ -86,7 +87,7 @@ impl Issuers {
         };
         let hash: [u8; 32] = Sha256::digest(text).into();
         let seconds = now.0 / 1000;
-        if let Ok(remembered) = self.remembered.lock()
+        if let Ok(remembered) = self.remembered.read()
             && let Some(known) = remembered.get(&hash)
             && known.until > seconds
             && known.generation == self.issuers[known.issuer].keys.generation()
@@ -117,7 +118,7 @@ impl Issuers {
             refusal(&invalid)
         })?;
         let claims = Arc::new(claims);
-        if let Ok(mut remembered) = self.remembered.lock() {
+        if let Ok(mut remembered) = self.remembered.write() {
             if remembered.len() >= REMEMBERED {
                 remembered.clear();
             }
