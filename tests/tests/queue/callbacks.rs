@@ -228,6 +228,10 @@ async fn only_what_the_route_allows_is_called_back() {
     let id = accepted(&sidecar, told(post("x"), &url)).await;
     let status = callback_in(&sidecar, &id, "dead").await;
     assert_eq!(status["callback"]["reason"], "callback_refused", "{status}");
+    let letter = status["callback"]["id"].as_str().expect("an id");
+    let letter = sidecar.view(&format!("/dead/{letter}")).await;
+    let why = letter["lastBody"]["data"].as_str().expect("a text");
+    assert!(why.ends_with("is a loopback address"), "{letter}");
     assert_eq!(status["status"], "succeeded", "{status}");
     assert_eq!(local.connections(), 0, "nobody connected");
 

@@ -47,10 +47,14 @@ const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature
 enum Told {
     Answered(Answer),
     Failed(&'static str),
-    /// It will never be told; a stable code.
-    Never(&'static str),
+    /// It will never be told; a stable code, and in the dead letter why.
+    Never(&'static str, String),
     /// Not tried; a stable code.
     NotYet(&'static str),
+}
+
+fn refused(why: String) -> Told {
+    Told::Never(ErrorCode::CallbackRefused.as_str(), why)
 }
 
 /// Sends the callback once.
@@ -65,8 +69,7 @@ pub(in crate::queueing) async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> 
         .and_then(|policy| policy.callback.clone());
     let told = match &params {
         Some(params) => tell(worker, &snapshot, lease, params, &mut endpoint).await,
-        // The route allows none any more.
-        None => Told::Never(ErrorCode::CallbackRefused.as_str()),
+        None => refused("the route allows no callbacks any more".to_owned()),
     };
     let schedule = params.as_ref().map_or(&[][..], |params| &params.schedule);
     let ms = clock::now().saturating_since(begun).as_millis();
@@ -130,8 +133,8 @@ pub(in crate::queueing) async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> 
             settle: again(because(code), None, Bytes::new()),
             effect: Effect::Neither,
         },
-        Told::Never(code) => Delivered {
-            settle: dead(code, because(code), Bytes::new()),
+        Told::Never(code, why) => Delivered {
+            settle: dead(code, because(code), why.into()),
             effect: Effect::Neither,
         },
         Told::NotYet(code) => Delivered {
@@ -155,12 +158,12 @@ async fn tell(
 ) -> Told {
     let message = &lease.message;
     let (Some(of), Some(url)) = (subject(message), noted(message)) else {
-        return Told::Never(ErrorCode::CallbackRefused.as_str());
+        return refused("the stored callback names no message or no receiver".to_owned());
     };
     // What the config allowed when it was accepted may not be allowed now.
     if let Err(why) = params.screen(&url) {
         warn!(message = %of, why, "callback refused");
-        return Told::Never(ErrorCode::CallbackRefused.as_str());
+        return refused(why);
     }
     let unavailable = Told::NotYet(ErrorCode::QueueUnavailable.as_str());
     let Some(backend) = worker.shared.queues.backend() else {
@@ -172,8 +175,10 @@ async fn tell(
     let view = match inspect.status(of).await {
         Ok(Some(view)) if view.state.is_final() => view,
         // A replay has a callback of its own.
-        Ok(Some(_)) => return Told::Never(REPLAYED),
-        Ok(None) => return Told::Never(ErrorCode::MessageUnknown.as_str()),
+        Ok(Some(_)) => return Told::Never(REPLAYED, String::new()),
+        Ok(None) => {
+            return Told::Never(ErrorCode::MessageUnknown.as_str(), String::new());
+        }
         Err(_) => return unavailable,
     };
     let result = match inspect.result(of, clock::unix_now()).await {
@@ -196,7 +201,7 @@ async fn tell(
         Ok(Ok(answer)) => Told::Answered(answer),
         Ok(Err(Failure::Refused(why))) => {
             warn!(message = %of, to = url.origin(), why, "callback refused");
-            Told::Never(ErrorCode::CallbackRefused.as_str())
+            refused(why)
         }
         Ok(Err(Failure::Unanswered(code, why))) => {
             tracing::debug!(message = %of, to = url.origin(), why, "callback not answered");
