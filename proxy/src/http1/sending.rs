@@ -262,6 +262,9 @@ impl Sending {
         count -= head;
         let data = count.min(self.data.len());
         self.data.advance(data);
+        if data > 0 && self.data.is_empty() {
+            wire::give_back_piece(std::mem::take(&mut self.data));
+        }
         count -= data;
         self.tail = &self.tail[count.min(self.tail.len())..];
     }
