@@ -195,6 +195,7 @@ impl App {
                 .into_iter()
                 .map(|((s, state), n)| (s, state, n))
                 .collect(),
+            preserving: self.with_registry(Registry::is_preserving),
             registries: standing
                 .map(|(service, at)| (service, at.problem.is_some(), at.kept.len()))
                 .collect(),
@@ -433,6 +434,9 @@ impl App {
                 seconds,
                 "this process did not run for a while; leases are extended by it"
             );
+        }
+        if swept.preserving {
+            warn!("so many instances are silent at once that none is removed");
         }
         for (service, id) in swept.missed {
             warn!(

@@ -58,6 +58,8 @@ pub struct Gauges {
     pub config_applied: u64,
     /// Registered instances by service and state.
     pub instances: Vec<(String, EndpointState, u64)>,
+    /// Whether silent instances stay listed because there are so many of them.
+    pub preserving: bool,
     /// Services in other registries: whether those do not answer, and how many endpoints are kept
     /// although they are gone there.
     pub registries: Vec<(String, bool, usize)>,
@@ -215,6 +217,12 @@ fn registries(gauges: &Gauges) {
         "outrigger_control_plane_registry_held_endpoints",
         "Endpoints kept although the registry suddenly lost them."
     );
+    describe_gauge!(
+        "outrigger_control_plane_registry_preserving",
+        "1 while so many registered instances are silent at once that none is removed."
+    );
+    gauge!("outrigger_control_plane_registry_preserving")
+        .set(f64::from(u8::from(gauges.preserving)));
     for (service, stale, held) in &gauges.registries {
         let label = [("service", service.clone())];
         gauge!("outrigger_control_plane_registry_stale", &label).set(f64::from(u8::from(*stale)));

@@ -30,6 +30,16 @@ pub const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// may be waiting unread: the gap is credited to every lease.
 const STALLED_AFTER: Duration = Duration::from_secs(2);
 
+/// More silent instances than this share are a fault of the network or of ours rather than theirs:
+/// they stay listed. Eureka's self-preservation, whose threshold this is.
+const PRESERVE_ABOVE_PERCENT: usize = 15;
+
+/// Fewer silent instances than this are no sign of anything.
+const PRESERVE_FROM: usize = 3;
+
+/// An instance that was silent for longer than this is removed all the same.
+const PRESERVE_AT_MOST: Duration = Duration::from_secs(3600);
+
 /// What an instance says about itself. Unknown members are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -178,6 +188,8 @@ pub struct Swept {
     pub missed: Vec<(String, String)>,
     /// Instances (service, id) that missed their `removeAfter`.
     pub removed: Vec<(String, String)>,
+    /// So many are silent at once that none is removed; told when that begins.
+    pub preserving: bool,
     /// The time credited because this process did not run.
     pub credited: Duration,
 }
@@ -197,6 +209,7 @@ pub struct Registry {
     swept: Option<Duration>,
     /// When it began without any memory.
     forgetful_since: Option<Duration>,
+    preserving: bool,
 }
 
 impl Registry {
@@ -291,11 +304,17 @@ impl Registry {
         if gap > STALLED_AFTER {
             swept.credited = gap;
         }
+        for instance in self.services.values_mut().flat_map(BTreeMap::values_mut) {
+            instance.seen = (instance.seen + swept.credited).min(now);
+        }
+        let many = self.many_are_silent(now);
+        swept.preserving = many && !self.preserving;
+        self.preserving = many;
         for (service, instances) in &mut self.services {
             instances.retain(|id, instance| {
-                instance.seen = (instance.seen + swept.credited).min(now);
                 let silent = now.saturating_sub(instance.seen);
-                if silent >= instance.lease.remove_after {
+                let kept = self.preserving && silent < PRESERVE_AT_MOST;
+                if silent >= instance.lease.remove_after && !kept {
                     swept.removed.push((service.clone(), id.clone()));
                     return false;
                 }
@@ -309,6 +328,18 @@ impl Registry {
         self.total -= swept.removed.len();
         self.services.retain(|_, instances| !instances.is_empty());
         swept
+    }
+
+    /// Whether silent instances stay listed because there are so many of them.
+    pub fn is_preserving(&self) -> bool {
+        self.preserving
+    }
+
+    fn many_are_silent(&self, now: Duration) -> bool {
+        let all = self.services.values().flat_map(BTreeMap::values);
+        let is_silent = |i: &&Instance| now.saturating_sub(i.seen) >= i.lease.ttl;
+        let silent = all.filter(is_silent).count();
+        silent >= PRESERVE_FROM && silent * 100 > self.total * PRESERVE_ABOVE_PERCENT
     }
 
     /// It begins at `now` with nothing from an earlier process. Instances that live announce
@@ -679,5 +710,59 @@ mod tests {
             ..registration(9001)
         };
         assert!(registry.register(S, present, LEASE, secs(0)).is_ok());
+    }
+
+    #[test]
+    fn many_that_fall_silent_at_once_stay_listed() {
+        let lease = Lease {
+            ttl: Duration::from_secs(10),
+            remove_after: Duration::from_secs(20),
+        };
+        let mut registry = Registry::default();
+        let register = |registry: &mut Registry, port: u16, now| {
+            let registration = Registration {
+                id: None,
+                address: "10.0.0.1".into(),
+                port,
+                zone: String::new(),
+                weight: 100,
+                priority: 0,
+                labels: BTreeMap::new(),
+                state: State::Serving,
+            };
+            let registered = registry.register("shop/a", registration, lease, now);
+            registered.expect("registered").id
+        };
+        let ids: Vec<String> = (1..=20)
+            .map(|port| register(&mut registry, port, Duration::ZERO))
+            .collect();
+        // Time passes in steps that are no stall of ours; the first `alive` are heard.
+        let pass = |registry: &mut Registry, from: u64, to: u64, alive: usize| {
+            let mut all = Swept::default();
+            for second in from..to {
+                let now = Duration::from_secs(second);
+                for id in &ids[..alive] {
+                    registry.heartbeat("shop/a", id, now).expect("it is known");
+                }
+                let swept = registry.sweep(now);
+                all.missed.extend(swept.missed);
+                all.removed.extend(swept.removed);
+                all.preserving |= swept.preserving;
+            }
+            all
+        };
+        // Four of twenty are more than 15 %: they take no traffic, and they are not removed.
+        let swept = pass(&mut registry, 1, 100, 16);
+        assert!(swept.preserving && registry.is_preserving());
+        assert_eq!((swept.missed.len(), swept.removed.len()), (4, 0));
+        assert_eq!(registry.endpoints("shop/a").len(), 20);
+        // One of them is back: the three that are left are no more than 15 %, and go.
+        let swept = pass(&mut registry, 100, 101, 17);
+        assert!(!registry.is_preserving());
+        assert_eq!(swept.removed.len(), 3);
+        // Nor is any kept for ever.
+        let swept = pass(&mut registry, 101, 3800, 0);
+        assert_eq!(swept.removed.len(), 17);
+        assert_eq!(registry.endpoints("shop/a").len(), 0);
     }
 }

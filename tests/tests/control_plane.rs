@@ -318,3 +318,80 @@ async fn a_restarted_control_plane_disturbs_nobody() {
     assert_eq!(now["version"], before["version"]);
     assert_eq!(sidecar.get("orders", "/").await.text(), "good");
 }
+
+#[tokio::test]
+async fn a_control_plane_that_comes_back_empty_takes_nothing_away() {
+    let one = Upstream::h1(|_| Reply::ok("one")).await;
+    let two = Upstream::h1(|_| Reply::ok("two")).await;
+    let heartbeat = "discovery: {heartbeat: {ttl: 60s, removeAfter: 120s}}\n\
+                     loadBalancer: {algorithm: RoundRobin}";
+    let reports = document("MeshService", "reports", heartbeat);
+    let mut plane = Plane::start(&[("reports.yaml", reports.clone())]).await;
+    let instances = "/v1/services/default%2Freports/instances";
+    let register =
+        |upstream: &Upstream| json!({"address": "127.0.0.1", "port": upstream.addr.port()});
+    for upstream in [&one, &two] {
+        let body = register(upstream).to_string();
+        assert_eq!(plane.ask("POST", instances, &body).await.status, 201);
+    }
+    let sidecar = sidecar("web-1", &plane).await;
+    answers(&sidecar, "reports", "one").await;
+    answers(&sidecar, "reports", "two").await;
+    let before = sidecar.view("/config").await["version"].clone();
+    let known = || async {
+        let view = sidecar.view("/endpoints").await;
+        view["services"][0]["endpoints"]
+            .as_array()
+            .map_or(0, Vec::len)
+    };
+
+    // Without its state and without any config there is nothing to push, and nothing is.
+    plane.stop().await;
+    plane.wipe();
+    plane.remove("reports.yaml");
+    plane.start_again().await;
+    assert_eq!(plane.ask("GET", "/readyz", "").await.status, 503);
+    assert_eq!(sidecar.view("/config").await["version"], before);
+    assert_eq!(sidecar.get("reports", "/").await.status, 200);
+
+    // The config is back and one of the two instances; the other may be on its way.
+    plane.write("reports.yaml", &reports);
+    plane
+        .view_until("/v1/proxies", |view| view["proxies"][0]["synced"] == true)
+        .await;
+    assert_eq!(known().await, 2);
+    let body = register(&one).to_string();
+    assert_eq!(plane.ask("POST", instances, &body).await.status, 201);
+    // A later push arrives, so the registration would have.
+    plane.write("stock.yaml", &service("stock", &[two.addr], ""));
+    answers(&sidecar, "stock", "two").await;
+    let view = sidecar.view("/endpoints").await;
+    let reports = view["services"].as_array().expect("a list").iter();
+    let mut reports = reports.filter(|s| s["service"] == "default/reports");
+    let endpoints = &reports.next().expect("it is known")["endpoints"];
+    assert_eq!(endpoints.as_array().map(Vec::len), Some(2), "{endpoints}");
+}
+
+#[tokio::test]
+async fn a_control_plane_that_comes_back_with_an_older_config_is_followed_without_a_failure() {
+    let upstream = Upstream::h1(|_| Reply::ok("good")).await;
+    let old = service("orders", &[upstream.addr], "");
+    let new = service("orders", &[upstream.addr], "limits: {maxInFlight: 7}");
+    let mut plane = Plane::start(&[("orders.yaml", old.clone())]).await;
+    let sidecar = sidecar("web-1", &plane).await;
+    let version = || async { sidecar.view("/config").await["version"].clone() };
+    let first = version().await;
+    plane.write("orders.yaml", &new);
+    until("the edit is in force", || async {
+        (version().await != first).then_some(())
+    })
+    .await;
+    plane.stop().await;
+    plane.write("orders.yaml", &old);
+    plane.start_again().await;
+    until("the older config is in force", || async {
+        assert_eq!(sidecar.get("orders", "/").await.status, 200);
+        (version().await == first).then_some(())
+    })
+    .await;
+}

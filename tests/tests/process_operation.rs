@@ -260,6 +260,40 @@ fn sigterm_finishes_what_is_in_flight_and_exits_0() {
 }
 
 #[test]
+fn a_frozen_control_plane_is_noticed_and_followed_again() {
+    let dir = scratch();
+    let sink = Sink::start();
+    let control_plane = ControlPlane::start(dir.path(), &mesh(sink.addr, sink.addr));
+    let web = SidecarFiles::write(dir.path(), "web", Some(control_plane.discovery), "").start();
+    let connected = || web.metric("outrigger_control_plane_connected", &[]);
+    wait_until("it is connected", PATIENCE, || connected() == Some(1.0));
+    let before = web.config_version();
+    control_plane.process.signal("STOP");
+    // By keep-alive, within 20 s; nothing else would tell a frozen peer from a quiet one.
+    wait_until("the sidecar notices", 2 * PATIENCE, || {
+        connected() == Some(0.0)
+    });
+    assert_eq!(web.config_version(), before);
+    assert_eq!(web.admin("/readyz").map(|answer| answer.status), Some(200));
+    let edited = mesh(sink.addr, sink.addr) + &more_service(sink.addr);
+    control_plane.set_mesh(&edited);
+    control_plane.process.signal("CONT");
+    wait_until("what changed meanwhile arrives", 2 * PATIENCE, || {
+        connected() == Some(1.0) && web.config_version() != before
+    });
+}
+
+/// One more service, as a change of the mesh.
+fn more_service(addr: SocketAddr) -> String {
+    format!(
+        "---\napiVersion: outrigger.dev/v1alpha1\nkind: MeshService\nmetadata: {{name: more}}\n\
+         spec:\n  discovery: {{static: [{{address: {}, port: {}}}]}}\n",
+        addr.ip(),
+        addr.port()
+    )
+}
+
+#[test]
 fn a_second_instance_is_refused() {
     let dir = scratch();
     let sink = Sink::start();
