@@ -28,6 +28,7 @@ use tracing::{error, info, warn};
 use crate::ca::Authority;
 use crate::ca::credentials::TokenReview;
 use crate::discovery::server::{self, Hub};
+use crate::history::{By, History};
 use crate::metrics::{self, Counters, Gauges, Process};
 use crate::proxies::Proxies;
 use crate::registry::{Registry, SWEEP_EVERY};
@@ -94,6 +95,8 @@ pub enum ConfigSource {
     File,
     /// The copy in the state directory: the files were unusable at start.
     LastGood,
+    /// An earlier version that somebody went back to; the files say another.
+    Rollback,
 }
 
 /// The config being pushed.
@@ -131,6 +134,9 @@ struct ConfigState {
 pub struct App {
     config_path: PathBuf,
     config: Mutex<ConfigState>,
+    history: Mutex<History>,
+    /// Held from the look at what is pushed to the change of it.
+    deciding: Mutex<()>,
     /// The texts that were decided about last.
     offered: Mutex<Option<Vec<Source>>>,
     registry: Mutex<Registry>,
@@ -236,6 +242,7 @@ impl App {
 
     /// Decides about a config that was read. Blocks on the disk.
     fn offer(&self, read: io::Result<Loaded>) {
+        let _deciding = lock(&self.deciding);
         let loaded = match read {
             Ok(loaded) => loaded,
             Err(e) => return self.reject(vec![unreadable(&self.config_path, e.to_string())]),
@@ -251,10 +258,71 @@ impl App {
             warn!(%problem, "config warning");
         }
         let config = Config::new(&mesh);
-        if let Err(e) = self.state.save_config(&config) {
+        let version = config.version.as_str();
+        if self.config_state().rejected.take().is_some() {
+            info!(version, "the config files are good again");
+        }
+        if !lock(&self.history).admits(version) {
+            info!(
+                version,
+                "the files say what was rolled back; it is not taken up"
+            );
+            return;
+        }
+        self.keep(&config, By::Files);
+        self.take_up(config, ConfigSource::File, loaded.report.problems);
+    }
+
+    /// Keeps a config that is about to be pushed, and its place among the others.
+    fn keep(&self, config: &Config, by: By) {
+        if let Err(e) = self.state.save_config(config) {
             warn!(error = %e, "the last good config was not saved");
         }
-        self.take_up(config, ConfigSource::File, loaded.report.problems);
+        let mut history = lock(&self.history);
+        history.push(config, by, clock::wall_millis());
+        if let Err(e) = self.state.save_history(&history) {
+            warn!(error = %e, "the history of configs was not saved");
+        }
+    }
+
+    /// A copy of the versions that were pushed.
+    pub fn history(&self) -> History {
+        lock(&self.history).clone()
+    }
+
+    /// Pushes an earlier version again: the one of this name, or the one before the newest. It
+    /// stays until the files say something else than now. Blocks on the disk.
+    ///
+    /// # Errors
+    /// For people: there is no such version, or it no longer loads.
+    pub fn roll_back(&self, to: Option<&str>) -> Result<String, String> {
+        let _deciding = lock(&self.deciding);
+        let target = lock(&self.history).target(to).cloned();
+        let Some(target) = target else {
+            return Err(match to {
+                Some(to) => format!("version {to} is not among the last ones"),
+                None => "there is no version before the newest".to_owned(),
+            });
+        };
+        let loaded = load(&target.sources());
+        let Some(mesh) = loaded.mesh.filter(|_| !loaded.report.has_errors()) else {
+            return Err(format!(
+                "it no longer loads: {}",
+                loaded.report.render_text()
+            ));
+        };
+        let config = Config::new(&mesh);
+        let version = config.version.clone();
+        let current = self.current().filter(|c| c.source == ConfigSource::File);
+        let files = current.as_ref().map(|c| c.config.version.as_str());
+        let source = match lock(&self.history).go_to(&version, files) {
+            true => ConfigSource::File,
+            false => ConfigSource::Rollback,
+        };
+        self.keep(&config, By::Rollback);
+        warn!(version, ?source, "an earlier config is pushed again");
+        self.take_up(config, source, loaded.report.problems);
+        Ok(version)
     }
 
     fn take_up(&self, config: Config, source: ConfigSource, warnings: Vec<Problem>) {
@@ -282,12 +350,8 @@ impl App {
             .as_ref()
             .filter(|c| c.config.version == version);
         let applied = unchanged.map_or_else(clock::wall_millis, |c| c.applied);
-        let recovered = source == ConfigSource::File && state.rejected.is_some();
-        if unchanged.is_none() || recovered {
-            info!(version, documents, recovered, "config taken up");
-        }
-        if source == ConfigSource::File {
-            state.rejected = None;
+        if unchanged.is_none() {
+            info!(version, documents, "config taken up");
         }
         state.current = Some(Current {
             config: Arc::new(config),
@@ -355,6 +419,14 @@ impl App {
             return;
         };
         let config = Config::new(&mesh);
+        if lock(&self.history).withdrawn().is_some() && self.rejected().is_none() {
+            let version = config.version.as_str();
+            warn!(
+                version,
+                "the config that was rolled back to is pushed again"
+            );
+            return self.take_up(config, ConfigSource::Rollback, loaded.report.problems);
+        }
         error!(
             path = %self.config_path.display(),
             version = config.version,
@@ -394,6 +466,13 @@ impl App {
         let discovered = lock(&self.discovered).clone();
         if let Err(e) = self.state.save_discovered(&discovered) {
             warn!(error = %e, "what other registries said was not saved");
+        }
+    }
+
+    fn restore_history(&self) {
+        match self.state.load_history() {
+            Ok(history) => *lock(&self.history) = history,
+            Err(e) => warn!(error = %e, "the history of configs is lost"),
         }
     }
 
@@ -563,6 +642,8 @@ pub async fn start_with(
     let app = Arc::new(App {
         config_path,
         config: Mutex::default(),
+        history: Mutex::default(),
+        deciding: Mutex::default(),
         offered: Mutex::default(),
         registry: Mutex::default(),
         sources: Sources::new(bootstrap.protect_shrink().0, Arc::clone(&dirty)),
@@ -577,6 +658,7 @@ pub async fn start_with(
         counters: Arc::default(),
     });
     app.restore_registry();
+    app.restore_history();
     let mut files = Watch::new(&app.config_path);
     files.changed().await;
     app.reload().await;

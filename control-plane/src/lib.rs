@@ -15,6 +15,7 @@ pub mod app;
 pub mod ca;
 pub mod clock;
 pub mod discovery;
+pub mod history;
 pub mod metrics;
 pub mod proxies;
 pub mod registry;

@@ -16,12 +16,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::ca::ledger::{self, Ledger};
+use crate::history::History;
 use crate::registry::Saved;
 use crate::render::short_hex;
 use crate::world::{Config, Discovered};
 
 const LAST_GOOD: &str = "last-good.json";
 const REGISTRY: &str = "registry.json";
+const HISTORY: &str = "history.json";
 const DISCOVERED: &str = "discovered.json";
 const LEDGER: &str = "ca-ledger.json";
 
@@ -153,6 +155,22 @@ impl StateDir {
     /// [`StateError::Io`] and [`StateError::Damaged`].
     pub fn load_registry(&self) -> Result<Option<Vec<Saved>>, StateError> {
         self.read(REGISTRY)
+    }
+
+    /// Keeps the versions that were pushed.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]; what was kept before is still there.
+    pub fn save_history(&self, history: &History) -> Result<(), StateError> {
+        self.write(HISTORY, history)
+    }
+
+    /// The versions that were pushed; none when none were kept.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] and [`StateError::Damaged`].
+    pub fn load_history(&self) -> Result<History, StateError> {
+        Ok(self.read(HISTORY)?.unwrap_or_default())
     }
 
     /// Keeps what was found in DNS, Consul and Eureka.

@@ -305,3 +305,56 @@ async fn what_is_not_the_delta_stream_is_answered_and_bad_streams_are_closed() {
     let status = client.end().await.expect_err("closed");
     assert!(status.message().contains("node.id"), "{status}");
 }
+
+#[tokio::test]
+async fn a_rollback_holds_over_a_restart_until_the_files_change() {
+    let mut plane = Plane::start().await;
+    let first = plane.get("/v1/config").await["version"].clone();
+    let mut client = Client::subscribe(plane.discovery(), "web-1").await;
+    client.sync().await;
+    plane.write("route.yaml", ROUTE);
+    let push = client.next().await;
+    assert_eq!(names(&push), ["MeshRoute/shop/orders"]);
+    client.answer(&push, None).await;
+    let second = plane.get("/v1/config").await;
+    assert_ne!(second["version"], first);
+    let (status, said) = plane
+        .request("POST", "/v1/rollouts/rollback", r#"{"to": "nothing"}"#)
+        .await;
+    assert_eq!(status, 409, "{said}");
+    let (status, said) = plane.request("POST", "/v1/rollouts/rollback", "").await;
+    assert_eq!(status, 200, "{said}");
+    let push = client.next().await;
+    assert_eq!(push.removed_resources, ["MeshRoute/shop/orders"]);
+    client.answer(&push, None).await;
+    let rollouts = plane
+        .get_until("/v1/rollouts", |view| view["proxies"]["synced"] == 1)
+        .await;
+    assert_eq!(rollouts["version"], first);
+    assert_eq!(rollouts["withdrawn"], second["version"]);
+    let newest = &rollouts["versions"][0];
+    assert_eq!(
+        (&newest["version"], &newest["by"]),
+        (&first, &Value::from("rollback"))
+    );
+    assert_eq!(newest["removed"][0], "MeshRoute/shop/orders");
+    assert_eq!(rollouts["versions"].as_array().map(Vec::len), Some(3));
+
+    // The files still say what was rolled back.
+    plane.restart().await;
+    let config = plane.get("/v1/config").await;
+    assert_eq!(
+        (&config["version"], &config["source"]),
+        (&first, &Value::from("rollback"))
+    );
+    // Another edit is taken up.
+    plane.write(
+        "route.yaml",
+        &ROUTE.replace("{service: orders}", "{service: orders, weight: 2}"),
+    );
+    let config = plane
+        .get_until("/v1/config", |view| view["source"] == "file")
+        .await;
+    assert_ne!(config["version"], second["version"]);
+    assert!(plane.get("/v1/rollouts").await["withdrawn"].is_null());
+}

@@ -12,6 +12,7 @@ mod explain;
 mod identity;
 mod output;
 mod queue;
+mod rollout;
 mod schema;
 mod sidecar;
 mod status;
@@ -64,6 +65,9 @@ enum Command {
     /// Make, replace and show the authority that signs the sidecars' certificates
     #[command(subcommand)]
     Ca(ca::Ca),
+    /// Show the configs that were pushed, and go back to one
+    #[command(subcommand)]
+    Rollout(rollout::Rollout),
     /// Show queues and their messages
     #[command(subcommand)]
     Queue(queue::Queue),
@@ -106,6 +110,7 @@ fn main() -> ExitCode {
         Command::Breakers(admin) => asking(format, sidecar::breakers(admin, format)),
         Command::Identity(admin) => asking(format, identity::run(admin, format)),
         Command::Ca(command) => asking(format, ca::run(command, format)),
+        Command::Rollout(command) => asking(format, rollout::run(command, format)),
         Command::Queue(command) => asking(format, queue::queue(command, format)),
         Command::Dlq(command) => asking(format, queue::dlq(command, format)),
         Command::Proxy(arguments) => outrigger_proxy::cli::main(arguments.named("outrigger-proxy")),

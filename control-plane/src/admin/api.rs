@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::problem::Problem;
 use crate::app::App;
 use crate::clock;
+use crate::proxies::Proxy;
 use crate::registry::{Lease, Registration, State};
 use crate::world::Origin;
 
@@ -44,6 +45,8 @@ pub fn answer(app: &App, method: &Method, uri: &Uri, body: &[u8]) -> Answer {
         (&Method::GET, ["v1", "proxies"]) => Ok(proxies(app)),
         (&Method::GET, ["v1", "config"]) => Ok(config(app)),
         (&Method::GET, ["v1", "ca"]) => authority(app),
+        (&Method::GET, ["v1", "rollouts"]) => Ok(rollouts(app)),
+        (&Method::POST, ["v1", "rollouts", "rollback"]) => roll_back(app, body),
         (&Method::GET, ["v1", "services"]) => Ok(services(app)),
         (&Method::GET, ["v1", "services", name] | ["v1", "services", name, "instances"]) => {
             one_service(app, &service(name)?)
@@ -70,7 +73,8 @@ fn no_such(path: &[&str]) -> Answer {
         ["livez" | "readyz" | "metrics"] | ["v1", "proxies" | "config" | "services" | "ca"] => {
             "GET"
         }
-        ["v1", "services", _] => "GET",
+        ["v1", "rollouts"] | ["v1", "services", _] => "GET",
+        ["v1", "rollouts", "rollback"] => "POST",
         ["v1", "services", _, "confirm"] => "POST",
         ["v1", "services", _, "instances"] => "GET, POST",
         ["v1", "services", _, "instances", _] => "DELETE",
@@ -137,6 +141,62 @@ fn config(app: &App) -> Response<Full<Bytes>> {
             "rejected": app.rejected(),
         }),
     )
+}
+
+fn rollouts(app: &App) -> Response<Full<Bytes>> {
+    let history = app.history();
+    let versions: Vec<Value> = history
+        .versions()
+        .map(|version| {
+            json!({
+                "version": version.version,
+                "at": version.at,
+                "by": version.by,
+                "added": version.added,
+                "changed": version.changed,
+                "removed": version.removed,
+            })
+        })
+        .collect();
+    let version = app.current().map(|c| c.config.version.clone());
+    let proxies = app.proxies.list();
+    let connected = || proxies.iter().filter(|proxy| proxy.connected);
+    let runs = |proxy: &&Proxy| proxy.config.acknowledged == version;
+    let refused = |proxy: &&Proxy| {
+        let refused = proxy.config.refused.as_ref();
+        refused.is_some_and(|refused| Some(&refused.version) == version.as_ref())
+    };
+    json(
+        StatusCode::OK,
+        &json!({
+            "version": version,
+            "withdrawn": history.withdrawn(),
+            "proxies": {
+                "connected": connected().count(),
+                "synced": connected().filter(runs).count(),
+                "refused": connected().filter(refused).count(),
+            },
+            "versions": versions,
+        }),
+    )
+}
+
+fn roll_back(app: &App, body: &[u8]) -> Answer {
+    #[derive(Default, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Body {
+        to: Option<String>,
+    }
+    let body: Body = match body {
+        [] => Body::default(),
+        _ => serde_json::from_slice(body).map_err(|e| {
+            Problem::bad_request(format!("write {{\"to\": \"VERSION\"}} or nothing: {e}"))
+        })?,
+    };
+    let version = app
+        .roll_back(body.to.as_deref())
+        .map_err(|detail| Problem::conflict("no_such_version", detail))?;
+    Ok(json(StatusCode::OK, &json!({ "version": version })))
 }
 
 fn services(app: &App) -> Response<Full<Bytes>> {
