@@ -284,15 +284,7 @@ impl Record {
         }
     }
 
-    /// What its order is kept within: the ordering key at its target, so that a target that is
-    /// down holds no other's messages. None for a message without a key.
-    pub(crate) fn lane(&self) -> Option<String> {
-        let key = self.ordering_key.as_deref()?;
-        // A service's name holds no NUL.
-        Some(format!("{}\0{key}", self.target))
-    }
-
-    /// True while the record keeps later messages of its lane back.
+    /// True while the record keeps later messages with its ordering key at its target back.
     pub(crate) fn holds_key(&self) -> bool {
         match self.state {
             State::Dead => self.block_on_dead && !self.purged,

@@ -11,12 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use bytes::Bytes;
 use outrigger_core::time::UnixMillis;
 use redb::{Database, ReadTransaction, ReadableDatabase as _};
 use tracing::{error, warn};
 
 use super::codec::Known;
-use super::index::{Index, Live};
+use super::entries::Entry;
+use super::index::{Index, Taken};
 use super::options::{FreeSpace, Options, default_headroom};
 use super::rows::{Expiring, Fault, Found, Table, WriteSet, exists, fetch, idem_key};
 use super::shared::Shared;
@@ -223,10 +225,7 @@ impl Engine {
         let record = Record::new(message, self.index.next_seq());
         self.writes.put(Table::Body, message.id.as_bytes(), message);
         self.totals(&message.queue).enqueued += 1;
-        self.keep(Live {
-            record,
-            lease: None,
-        });
+        self.keep(&record);
     }
 
     /// Takes in what another store gave; false when it is known.
@@ -262,12 +261,9 @@ impl Engine {
         self.writes.put(Table::Body, id.as_bytes(), message);
         self.totals(&message.queue).enqueued += 1;
         if record.state == State::Dead {
-            self.finish(&record, None);
+            self.finish(reads, &record, None)?;
         } else {
-            self.keep(Live {
-                record,
-                lease: None,
-            });
+            self.keep(&record);
         }
         Ok(true)
     }
@@ -296,16 +292,61 @@ impl Engine {
         }
     }
 
-    /// Writes and files a message that is not final.
-    fn keep(&mut self, live: Live) {
-        let id = live.record.id;
-        self.writes.put(Table::Live, id.as_bytes(), &live.record);
-        self.index.put(live);
-        self.touch(id);
+    /// Writes and files a message that is neither final nor leased.
+    fn keep(&mut self, record: &Record) {
+        self.writes.put(Table::Live, record.id.as_bytes(), record);
+        self.index.put(record);
+        self.touch(record.id);
+    }
+
+    /// Takes a message out of the index, to be kept or finished; none when it is not pending, or
+    /// when its record turned out to be damaged and it is dead now.
+    fn take(
+        &mut self,
+        reads: &mut Reads<'_>,
+        id: MessageId,
+        now: UnixMillis,
+    ) -> Result<Option<Record>, Fault> {
+        let Some(taken) = self.index.take(id) else {
+            return Ok(None);
+        };
+        if taken.record.is_some() {
+            return Ok(taken.record);
+        }
+        let row = self
+            .writes
+            .fetch::<Record>(reads.tx()?, Table::Live, id.as_bytes())?;
+        let raw = match row {
+            Found::Value(record) => return Ok(Some(record)),
+            Found::Absent => Vec::new(),
+            Found::Corrupt(raw) => raw,
+        };
+        let record = self.stand_in(reads.tx()?, &taken)?;
+        self.quarantine(reads, record, &raw, now)?;
+        Ok(None)
+    }
+
+    /// A record in place of a damaged one, of what else is known.
+    fn stand_in(&self, tx: &ReadTransaction, taken: &Taken) -> Result<Record, Fault> {
+        let body = self
+            .writes
+            .fetch::<Message>(tx, Table::Body, taken.id.as_bytes())?;
+        let message = body.value().unwrap_or_else(|| {
+            let (id, at) = (taken.id, taken.enqueued_at);
+            let mut known = Message::new(id, &taken.queue, &taken.target, Bytes::new(), at);
+            known.caller = taken.caller.to_string();
+            known
+        });
+        Ok(Record::new(&message, taken.seq))
     }
 
     /// Writes a message that became final, with its answer, and lets go of what is not needed.
-    fn finish(&mut self, record: &Record, result: Option<&StoredResult>) {
+    fn finish(
+        &mut self,
+        reads: &mut Reads<'_>,
+        record: &Record,
+        result: Option<&StoredResult>,
+    ) -> Result<(), Fault> {
         let (id, key) = (record.id, *record.id.as_bytes());
         self.writes.delete(Table::Live, &key);
         self.totals(&record.queue).count_end(record);
@@ -324,28 +365,37 @@ impl Engine {
             self.writes.put_expiry(until, &Expiring::Result(id));
         }
         self.touch(id);
-        self.release(record.follower(), record.finished_at);
+        self.release(reads, record.follower(), record.finished_at)
     }
 
     /// A message falls due if it was held for the end of another, in the same commit as that end.
-    fn release(&mut self, id: MessageId, ended: Option<UnixMillis>) {
-        let held = self.index.get(id).is_some_and(|live| live.record.is_held());
-        if let Some(now) = ended.filter(|_| held)
-            && let Some(mut live) = self.index.take(id)
+    fn release(
+        &mut self,
+        reads: &mut Reads<'_>,
+        id: MessageId,
+        ended: Option<UnixMillis>,
+    ) -> Result<(), Fault> {
+        if let Some(now) = ended.filter(|_| self.is_held(id))
+            && let Some(mut record) = self.take(reads, id, now)?
         {
-            live.record.release(now);
-            self.keep(live);
+            record.release(now);
+            self.keep(&record);
         }
+        Ok(())
+    }
+
+    fn is_held(&self, id: MessageId) -> bool {
+        self.index.get(id).is_some_and(Entry::is_held)
     }
 
     pub(super) fn conclude(
         &mut self,
-        tx: &ReadTransaction,
+        reads: &mut Reads<'_>,
         id: MessageId,
         how: Conclusion,
         now: UnixMillis,
     ) -> Result<bool, Fault> {
-        if !self.index.get(id).is_some_and(|live| live.record.is_held()) {
+        if !self.is_held(id) {
             return Ok(false);
         }
         let key = match how {
@@ -353,18 +403,18 @@ impl Engine {
             Conclusion::Forgotten => {
                 let body = self
                     .writes
-                    .fetch::<Message>(tx, Table::Body, id.as_bytes())?;
+                    .fetch::<Message>(reads.tx()?, Table::Body, id.as_bytes())?;
                 body.value().and_then(|message| message.idempotency_key)
             }
         };
-        let Some(mut live) = self.index.take(id) else {
+        let Some(mut record) = self.take(reads, id, now)? else {
             return Ok(false);
         };
         let retention = &self.options.retention;
         let result = match how {
-            Conclusion::Answered(result) => live.record.answer(result, now, retention),
+            Conclusion::Answered(result) => record.answer(result, now, retention),
             Conclusion::Forgotten => {
-                live.record.end(State::Cancelled, None, now, retention);
+                record.end(State::Cancelled, None, now, retention);
                 None
             }
         };
@@ -373,15 +423,24 @@ impl Engine {
             self.writes
                 .delete(Table::Idem, &idem_key(&key.scope, &key.key));
         }
-        self.finish(&live.record, result.as_ref());
+        self.finish(reads, &record, result.as_ref())?;
         Ok(true)
     }
 
-    fn end(&mut self, id: MessageId, state: State, now: UnixMillis) {
-        if let Some(mut live) = self.index.take(id) {
-            live.record.end(state, None, now, &self.options.retention);
-            self.finish(&live.record, None);
-        }
+    /// Ends a message that is pending; false when it was not, or was found damaged.
+    fn end(
+        &mut self,
+        reads: &mut Reads<'_>,
+        id: MessageId,
+        state: State,
+        now: UnixMillis,
+    ) -> Result<bool, Fault> {
+        let Some(mut record) = self.take(reads, id, now)? else {
+            return Ok(false);
+        };
+        record.end(state, None, now, &self.options.retention);
+        self.finish(reads, &record, None)?;
+        Ok(true)
     }
 
     pub(super) fn lease(
@@ -391,9 +450,9 @@ impl Engine {
     ) -> Result<LeaseBatch, Fault> {
         let now = request.now;
         while let Some(id) = self.index.next_overrun(&request.queue, now) {
-            self.take_back(id, now);
+            self.take_back(reads, id, now)?;
         }
-        self.expire(now);
+        self.expire(reads, now)?;
         self.index.promote(&request.queue, now);
         let mut taken: HashMap<String, usize> = HashMap::new();
         let mut leases = Vec::new();
@@ -406,10 +465,10 @@ impl Engine {
             if self
                 .index
                 .get(id)
-                .is_some_and(|live| live.record.is_overdue(now))
+                .is_some_and(|entry| entry.is_overdue(now))
             {
-                self.end(id, State::Expired, now);
-            } else if let Some(lease) = self.lease_one(reads.tx()?, id, request)? {
+                self.end(reads, id, State::Expired, now)?;
+            } else if let Some(lease) = self.lease_one(reads, id, request)? {
                 *taken.entry(lease.message.target.clone()).or_default() += 1;
                 leases.push(lease);
             }
@@ -428,46 +487,53 @@ impl Engine {
     /// Leases one message; none when it turned out to be corrupt and is dead now.
     fn lease_one(
         &mut self,
-        tx: &ReadTransaction,
+        reads: &mut Reads<'_>,
         id: MessageId,
         request: &LeaseRequest,
     ) -> Result<Option<Lease>, Fault> {
-        let found = fetch::<Message>(tx, Table::Body, id.as_bytes())?;
-        let Some(mut live) = self.index.take(id) else {
+        let found = fetch::<Message>(reads.tx()?, Table::Body, id.as_bytes())?;
+        let Some(mut record) = self.take(reads, id, request.now)? else {
             return Ok(None);
         };
         let message = match found {
             Found::Value(message) => message,
             Found::Absent => {
-                self.quarantine(live.record, &[], request.now);
+                self.quarantine(reads, record, &[], request.now)?;
                 return Ok(None);
             }
             Found::Corrupt(raw) => {
-                self.quarantine(live.record, &raw, request.now);
+                self.quarantine(reads, record, &raw, request.now)?;
                 return Ok(None);
             }
         };
         self.last_token += 1;
         let until = later(request.now, request.lease_for_ms);
-        live.record.begin(request.now);
-        live.lease = Some((self.last_token, until));
+        record.begin(request.now);
         let lease = Lease {
             id: LeaseId {
                 message: id,
                 token: self.last_token,
             },
-            message: live.record.addressed(message),
-            attempts_so_far: live.record.spent,
-            created_at: live.record.created_at,
+            message: record.addressed(message),
+            attempts_so_far: record.spent,
+            created_at: record.created_at,
             until,
-            replays: live.record.replays,
+            replays: record.replays,
         };
-        self.keep(live);
+        self.writes.put(Table::Live, id.as_bytes(), &record);
+        self.index.put_leased(record, self.last_token, until);
+        self.touch(id);
         Ok(Some(lease))
     }
 
     /// Sets a damaged message aside: its bytes in a file, the message dead.
-    pub(super) fn quarantine(&mut self, mut record: Record, raw: &[u8], now: UnixMillis) {
+    pub(super) fn quarantine(
+        &mut self,
+        reads: &mut Reads<'_>,
+        mut record: Record,
+        raw: &[u8],
+        now: UnixMillis,
+    ) -> Result<(), Fault> {
         record.end(
             State::Dead,
             Some(CORRUPT.to_owned()),
@@ -477,7 +543,7 @@ impl Engine {
         self.quarantine_bytes(record.id, raw);
         self.totals(&record.queue).corrupt += 1;
         error!(id = %record.id, queue = record.queue, "message is corrupt and quarantined");
-        self.finish(&record, None);
+        self.finish(reads, &record, None)
     }
 
     /// Keeps damaged bytes for a human.
@@ -489,157 +555,152 @@ impl Engine {
     }
 
     /// `Delivering → Retrying` for a lease that ran out.
-    fn take_back(&mut self, id: MessageId, now: UnixMillis) {
-        if let Some(mut live) = self.index.take(id) {
-            live.lease = None;
-            live.record.interrupt(LEASE_EXPIRED, Some(now));
-            self.keep(live);
+    fn take_back(
+        &mut self,
+        reads: &mut Reads<'_>,
+        id: MessageId,
+        now: UnixMillis,
+    ) -> Result<(), Fault> {
+        if let Some(mut record) = self.take(reads, id, now)? {
+            record.interrupt(LEASE_EXPIRED, Some(now));
+            self.keep(&record);
         }
+        Ok(())
     }
 
-    fn expire(&mut self, now: UnixMillis) -> usize {
+    fn expire(&mut self, reads: &mut Reads<'_>, now: UnixMillis) -> Result<usize, Fault> {
         let mut expired = 0;
         while expired < REAP_ROWS
             && let Some(id) = self.index.next_overdue(now)
         {
-            self.end(id, State::Expired, now);
+            self.end(reads, id, State::Expired, now)?;
             expired += 1;
         }
-        expired
+        Ok(expired)
     }
 
     fn is_current(&self, lease: LeaseId) -> bool {
-        let current = self.index.get(lease.message).and_then(|live| live.lease);
+        let current = self.index.lease_of(lease.message);
         current.is_some_and(|(token, _)| token == lease.token)
     }
 
     pub(super) fn settle(
         &mut self,
+        reads: &mut Reads<'_>,
         lease: LeaseId,
         settle: Settle,
         now: UnixMillis,
-    ) -> SettleOutcome {
+    ) -> Result<SettleOutcome, Fault> {
         if !self.is_current(lease) {
             let known = self.settled.contains(lease);
-            return if known {
+            return Ok(if known {
                 SettleOutcome::Settled
             } else {
                 SettleOutcome::LeaseLost
-            };
+            });
         }
-        let mut live = self
-            .index
-            .take(lease.message)
-            .expect("its lease is current");
-        live.lease = None;
-        let result = live.record.settle(settle, now, &self.options.retention);
-        if live.record.state.is_final() {
-            self.finish(&live.record, result.as_ref());
+        let Some(mut record) = self.take(reads, lease.message, now)? else {
+            return Ok(SettleOutcome::LeaseLost);
+        };
+        let result = record.settle(settle, now, &self.options.retention);
+        if record.state.is_final() {
+            self.finish(reads, &record, result.as_ref())?;
         } else {
-            self.keep(live);
+            self.keep(&record);
         }
         self.settled.remember(lease);
-        SettleOutcome::Settled
+        Ok(SettleOutcome::Settled)
     }
 
     pub(super) fn extend(&mut self, lease: LeaseId, until: UnixMillis) -> SettleOutcome {
         if !self.is_current(lease) {
             return SettleOutcome::LeaseLost;
         }
-        if let Some(mut live) = self.index.take(lease.message) {
-            live.lease = Some((lease.token, until));
-            self.index.put(live);
-        }
+        self.index.extend(lease.message, until);
         SettleOutcome::Settled
     }
 
     pub(super) fn cancel(
         &mut self,
-        tx: &ReadTransaction,
+        reads: &mut Reads<'_>,
         id: MessageId,
         now: UnixMillis,
     ) -> Result<CancelOutcome, Fault> {
-        let Some(live) = self.index.get(id) else {
-            if self.index.is_dead(id) {
-                return Ok(CancelOutcome::NotCancellable(State::Dead));
-            }
+        if self.index.is_dead(id) {
+            return Ok(CancelOutcome::NotCancellable(State::Dead));
+        }
+        if self.index.get(id).is_none() {
             let done = self
                 .writes
-                .fetch::<Record>(tx, Table::Done, id.as_bytes())?
+                .fetch::<Record>(reads.tx()?, Table::Done, id.as_bytes())?
                 .value();
             return Ok(match done.map(|record| record.state) {
                 None => CancelOutcome::Unknown,
                 Some(State::Cancelled) => CancelOutcome::Cancelled,
                 Some(state) => CancelOutcome::NotCancellable(state),
             });
-        };
-        match live.lease {
-            Some((_, until)) if until <= now => self.take_back(id, now),
+        }
+        match self.index.lease_of(id) {
+            Some((_, until)) if until <= now => self.take_back(reads, id, now)?,
             Some(_) => return Ok(CancelOutcome::NotCancellable(State::Delivering)),
             None => {}
         }
-        self.end(id, State::Cancelled, now);
-        Ok(CancelOutcome::Cancelled)
+        Ok(if self.end(reads, id, State::Cancelled, now)? {
+            CancelOutcome::Cancelled
+        } else {
+            CancelOutcome::NotCancellable(State::Dead)
+        })
     }
 
     /// The dead letters that a selection means. Their rows must be committed.
-    fn select(
+    pub(super) fn select(
         &self,
-        tx: &ReadTransaction,
+        reads: &mut Reads<'_>,
         selection: Selection,
-    ) -> Result<Vec<(MessageId, Option<Record>)>, Fault> {
-        let read = |id: MessageId| -> Result<Option<Record>, Fault> {
-            Ok(fetch::<Record>(tx, Table::Dead, id.as_bytes())?.value())
+    ) -> Result<Vec<MessageId>, Fault> {
+        let (queue, filter, max) = match selection {
+            Selection::Ids(ids) => return Ok(ids),
+            Selection::Matching { queue, filter, max } => (queue, filter, max),
         };
-        match selection {
-            Selection::Ids(ids) => ids.into_iter().map(|id| Ok((id, read(id)?))).collect(),
-            Selection::Matching { queue, filter, max } => {
-                let mut out = Vec::new();
-                for id in self.index.dead(&queue) {
-                    if out.len() == max {
-                        break;
-                    }
-                    let record = read(id)?;
-                    if record
-                        .as_ref()
-                        .is_some_and(|record| record.matches(&filter))
-                    {
-                        out.push((id, record));
-                    }
-                }
-                Ok(out)
+        let mut out = Vec::new();
+        for id in self.index.dead(&queue) {
+            if out.len() == max {
+                break;
+            }
+            let record = buried(reads, id)?;
+            if record.is_some_and(|record| record.matches(&filter)) {
+                out.push(id);
             }
         }
+        Ok(out)
     }
 
-    /// Needs everything committed before.
+    /// Replays some dead letters. Needs everything committed before.
     pub(super) fn replay(
         &mut self,
-        tx: &ReadTransaction,
-        selection: Selection,
+        reads: &mut Reads<'_>,
+        ids: &[MessageId],
         how: &Replay,
         now: UnixMillis,
-    ) -> Result<ReplayReport, Fault> {
-        let mut report = ReplayReport::default();
-        for (id, record) in self.select(tx, selection)? {
-            let whole = fetch::<Message>(tx, Table::Body, id.as_bytes())?
+        report: &mut ReplayReport,
+    ) -> Result<(), Fault> {
+        for id in ids.iter().copied() {
+            let record = buried(reads, id)?.filter(|_| self.index.is_dead(id));
+            let whole = fetch::<Message>(reads.tx()?, Table::Body, id.as_bytes())?
                 .value()
                 .is_some();
-            match record.filter(|_| whole && self.index.is_dead(id)) {
+            match record.filter(|_| whole) {
                 Some(mut record) => {
                     self.exhume(&record);
                     let due = how.due(report.replayed.len(), now);
                     record.replay(self.index.next_seq(), how.to.as_deref(), now, due);
-                    self.keep(Live {
-                        record,
-                        lease: None,
-                    });
+                    self.keep(&record);
                     report.replayed.push(id);
                 }
                 None => report.skipped.push(id),
             }
         }
-        Ok(report)
+        Ok(())
     }
 
     fn exhume(&mut self, record: &Record) {
@@ -650,38 +711,52 @@ impl Engine {
             .delete_expiry(forget_at, &Expiring::Dead(record.id));
     }
 
-    /// Needs everything committed before.
+    /// Purges some dead letters; returns how many. Needs everything committed before.
     pub(super) fn purge(
         &mut self,
-        tx: &ReadTransaction,
-        selection: Selection,
+        reads: &mut Reads<'_>,
+        ids: &[MessageId],
         now: UnixMillis,
     ) -> Result<u64, Fault> {
         let mut purged = 0;
-        for (id, record) in self.select(tx, selection)? {
-            if let Some(record) = record.filter(|_| self.index.is_dead(id)) {
-                self.purge_dead(record, now);
+        for id in ids.iter().copied() {
+            if let Some(record) = buried(reads, id)?.filter(|_| self.index.is_dead(id)) {
+                self.purge_dead(reads, record, now)?;
                 purged += 1;
             }
         }
         Ok(purged)
     }
 
-    fn purge_dead(&mut self, mut record: Record, now: UnixMillis) {
+    fn purge_dead(
+        &mut self,
+        reads: &mut Reads<'_>,
+        mut record: Record,
+        now: UnixMillis,
+    ) -> Result<(), Fault> {
         self.exhume(&record);
         record.purge(now, &self.options.retention);
-        self.finish(&record, None);
+        self.finish(reads, &record, None)
     }
 
-    pub(super) fn purge_pending(&mut self, queue: &str, now: UnixMillis) -> u64 {
-        let ids = self.index.idle(queue);
+    /// Purges up to `most` pending messages; returns how many, none when there is none left.
+    pub(super) fn purge_pending(
+        &mut self,
+        reads: &mut Reads<'_>,
+        queue: &str,
+        now: UnixMillis,
+        most: usize,
+    ) -> Result<Option<u64>, Fault> {
+        let ids = self.index.idle(queue, most);
+        let mut purged = 0;
         for id in &ids {
-            if let Some(mut live) = self.index.take(*id) {
-                live.record.purge(now, &self.options.retention);
-                self.finish(&live.record, None);
+            if let Some(mut record) = self.take(reads, *id, now)? {
+                record.purge(now, &self.options.retention);
+                self.finish(reads, &record, None)?;
+                purged += 1;
             }
         }
-        ids.len() as u64
+        Ok((!ids.is_empty()).then_some(purged))
     }
 
     /// Messages that are not final, and dead letters, of all queues.
@@ -699,27 +774,25 @@ impl Engine {
     }
 
     /// Needs everything committed before.
-    pub(super) fn reap(&mut self, tx: &ReadTransaction, now: UnixMillis) -> Result<usize, Fault> {
-        let mut work = self.expire(now);
-        let table = tx.open_table(Table::Exp.definition())?;
+    pub(super) fn reap(&mut self, reads: &mut Reads<'_>, now: UnixMillis) -> Result<usize, Fault> {
+        let mut work = self.expire(reads, now)?;
+        let table = reads.tx()?.open_table(Table::Exp.definition())?;
         let end = now.0.saturating_add(1).to_be_bytes();
         for row in table.range::<&[u8]>(..end.as_slice())?.take(REAP_ROWS) {
             let (key, _) = row?;
             let key = key.value();
             self.writes.delete(Table::Exp, key);
             if let Some(what) = Expiring::parse(key) {
-                self.reap_one(tx, &what, now)?;
+                self.reap_one(reads, &what, now)?;
             }
             work += 1;
         }
         for id in self
             .index
-            .beyond(self.options.retention.max_dead)
-            .into_iter()
-            .take(REAP_ROWS)
+            .beyond(self.options.retention.max_dead, REAP_ROWS)
         {
-            if let Some(record) = fetch::<Record>(tx, Table::Dead, id.as_bytes())?.value() {
-                self.purge_dead(record, now);
+            if let Some(record) = buried(reads, id)? {
+                self.purge_dead(reads, record, now)?;
                 work += 1;
             }
         }
@@ -732,14 +805,17 @@ impl Engine {
     /// Removes what an expiry row stands for, unless it was renewed since.
     fn reap_one(
         &mut self,
-        tx: &ReadTransaction,
+        reads: &mut Reads<'_>,
         what: &Expiring,
         now: UnixMillis,
     ) -> Result<(), Fault> {
         let past = |at: Option<UnixMillis>| at.is_none_or(|at| at <= now);
         match what {
             Expiring::Idem(row) => {
-                let known = self.writes.fetch::<Known>(tx, Table::Idem, row)?.value();
+                let known = self
+                    .writes
+                    .fetch::<Known>(reads.tx()?, Table::Idem, row)?
+                    .value();
                 if past(known.map(|known| known.until)) {
                     self.writes.delete(Table::Idem, row);
                 }
@@ -748,18 +824,18 @@ impl Engine {
             Expiring::Done(id) => {
                 let done = self
                     .writes
-                    .fetch::<Record>(tx, Table::Done, id.as_bytes())?
+                    .fetch::<Record>(reads.tx()?, Table::Done, id.as_bytes())?
                     .value();
                 if past(done.and_then(|record| record.forget_at)) {
                     self.writes.delete(Table::Done, id.as_bytes());
                 }
             }
             Expiring::Dead(id) => {
-                let dead = fetch::<Record>(tx, Table::Dead, id.as_bytes())?.value();
+                let dead = buried(reads, *id)?;
                 if let Some(record) = dead.filter(|record| past(record.forget_at))
                     && self.index.is_dead(*id)
                 {
-                    self.purge_dead(record, now);
+                    self.purge_dead(reads, record, now)?;
                 }
             }
         }
@@ -788,15 +864,11 @@ impl Engine {
     }
 
     /// Files a message as open found it; `dirty` writes it back.
-    pub(super) fn adopt(&mut self, record: Record, dirty: bool) {
-        let live = Live {
-            record,
-            lease: None,
-        };
+    pub(super) fn adopt(&mut self, record: &Record, dirty: bool) {
         if dirty {
-            self.keep(live);
+            self.keep(record);
         } else {
-            self.index.put(live);
+            self.index.put(record);
         }
     }
 }
@@ -823,6 +895,11 @@ impl<'a> Reads<'a> {
     pub(super) fn renew(&mut self) {
         self.tx = None;
     }
+}
+
+/// The record of a dead letter.
+fn buried(reads: &mut Reads<'_>, id: MessageId) -> Result<Option<Record>, Fault> {
+    Ok(fetch::<Record>(reads.tx()?, Table::Dead, id.as_bytes())?.value())
 }
 
 fn write_aside(dir: &Path, id: MessageId, raw: &[u8]) -> std::io::Result<()> {

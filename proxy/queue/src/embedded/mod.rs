@@ -9,6 +9,7 @@
 //! | `writer.rs` | the thread that commits in groups and reopens after a failure |
 //! | `engine.rs` | what each verb changes |
 //! | `index.rs` | what waits for what, in memory |
+//! | `entries.rs` | what is in memory of one message |
 //! | `rows.rs`, `codec.rs` | tables, checksums, bytes |
 //! | `recover.rs` | opening and rebuilding |
 //! | `reader.rs` | statuses, results and lists |
@@ -18,6 +19,7 @@
 
 mod codec;
 mod engine;
+mod entries;
 mod index;
 mod medium;
 mod options;

@@ -15,7 +15,7 @@ use outrigger_core::time::UnixMillis;
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _};
 use tracing::{error, info, warn};
 
-use super::engine::Engine;
+use super::engine::{Engine, Reads};
 use super::medium::{Medium, StoreFile};
 use super::options::{OpenError, Options};
 use super::rows::{Fault, Found, Table, ensure_schema, fetch, message_id, unseal};
@@ -125,10 +125,20 @@ pub(super) fn rebuild(
     let mut lost = Vec::new();
     let interrupted = read_live(&tx, engine, &mut lost)?;
     read_dead(&tx, engine, &mut lost)?;
-    for (id, raw) in lost {
-        attribute(engine, id, &raw);
-    }
     drop(tx);
+    // After all others are known: what follows a lost one falls due, and its queue is found by
+    // which of them misses a message.
+    let mut reads = Reads::new(db);
+    let mut nameless = Vec::new();
+    for (id, raw) in lost {
+        if !quarantine_record(&mut reads, engine, id, &raw)? {
+            nameless.push((id, raw));
+        }
+    }
+    for (id, raw) in nameless {
+        attribute(&mut reads, engine, id, &raw)?;
+    }
+    drop(reads);
     for queue in without_totals {
         engine.restart_totals(&queue);
     }
@@ -194,10 +204,10 @@ fn read_live(tx: &ReadTransaction, engine: &mut Engine, lost: &mut Lost) -> Resu
                     record.interrupt(INTERRUPTED, None);
                     interrupted += 1;
                 }
-                engine.adopt(record, was_leased);
+                engine.adopt(&record, was_leased);
             }
             Found::Absent | Found::Corrupt(_) => {
-                quarantine_record(tx, engine, id, value.value(), lost)?;
+                lost.push((id, value.value().to_vec()));
             }
         }
     }
@@ -217,34 +227,39 @@ fn read_dead(tx: &ReadTransaction, engine: &mut Engine, lost: &mut Lost) -> Resu
         match unseal::<Record>(Table::Dead, key.value(), value.value()) {
             Found::Value(record) => engine.index.bury(&record),
             Found::Absent | Found::Corrupt(_) => {
-                quarantine_record(tx, engine, id, value.value(), lost)?;
+                lost.push((id, value.value().to_vec()));
             }
         }
     }
     Ok(())
 }
 
-/// Quarantines a message whose record is damaged, under the queue that its request names.
+/// Quarantines a message whose record is damaged, under the queue that its request names; false
+/// when that is damaged, too.
 fn quarantine_record(
-    tx: &ReadTransaction,
+    reads: &mut Reads<'_>,
     engine: &mut Engine,
     id: MessageId,
     raw: &[u8],
-    lost: &mut Lost,
-) -> Result<(), Fault> {
-    match fetch::<Message>(tx, Table::Body, id.as_bytes())? {
+) -> Result<bool, Fault> {
+    match fetch::<Message>(reads.tx()?, Table::Body, id.as_bytes())? {
         Found::Value(message) => {
             let record = Record::new(&message, engine.index.next_seq());
             // When it died is lost with the record; its age is the nearest that is known.
-            engine.quarantine(record, raw, message.enqueued_at);
+            engine.quarantine(reads, record, raw, message.enqueued_at)?;
+            Ok(true)
         }
-        Found::Absent | Found::Corrupt(_) => lost.push((id, raw.to_vec())),
+        Found::Absent | Found::Corrupt(_) => Ok(false),
     }
-    Ok(())
 }
 
 /// Quarantines a message of which only the id is known, under a queue that misses one.
-fn attribute(engine: &mut Engine, id: MessageId, raw: &[u8]) {
+fn attribute(
+    reads: &mut Reads<'_>,
+    engine: &mut Engine,
+    id: MessageId,
+    raw: &[u8],
+) -> Result<(), Fault> {
     let at: UnixMillis = id.created_at();
     let names = engine.index.names();
     let missing = names
@@ -256,5 +271,5 @@ fn attribute(engine: &mut Engine, id: MessageId, raw: &[u8]) {
     }
     let message = Message::new(id, queue, "", bytes::Bytes::new(), at);
     let record = Record::new(&message, engine.index.next_seq());
-    engine.quarantine(record, raw, at);
+    engine.quarantine(reads, record, raw, at)
 }

@@ -287,6 +287,43 @@ async fn a_flipped_bit_in_a_record_quarantines_that_message_alone() {
 }
 
 #[tokio::test]
+async fn a_record_that_is_damaged_while_the_store_is_open_quarantines_that_message_alone() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path()).await;
+    for n in 1..=5 {
+        enqueue(&store, n).await.unwrap();
+    }
+    {
+        let db = store.shared.db();
+        let tx = db.as_ref().unwrap().begin_write().unwrap();
+        let mut live = tx.open_table(rows::Table::Live.definition()).unwrap();
+        live.insert(id(2).as_bytes().as_slice(), b"no record".as_slice())
+            .unwrap();
+        live.remove(id(4).as_bytes().as_slice()).unwrap();
+        drop(live);
+        tx.commit().unwrap();
+    }
+    let cancelled = store.cancel(id(4), at(1)).await.unwrap();
+    assert_eq!(cancelled, CancelOutcome::NotCancellable(State::Dead));
+    let leased = lease(&store, 9, 1).await;
+    let delivered: Vec<MessageId> = leased.iter().map(|l| l.message.id).collect();
+    assert_eq!(delivered, [id(1), id(3), id(5)]);
+    for n in [2, 4] {
+        let letter = store.dead_letter(id(n)).await.unwrap().unwrap();
+        assert_eq!(letter.reason, "corrupt");
+        assert_eq!(letter.message.unwrap(), message(n, 0), "it is whole");
+    }
+    let raw = std::fs::read(dir.path().join(format!("quarantine/{}.bin", id(2)))).unwrap();
+    assert_eq!(raw, b"no record");
+    let counts = store.counts(QUEUE, at(1)).await.unwrap();
+    assert_eq!(
+        (counts.dead, counts.corrupt_total, counts.drift()),
+        (2, 2, 0)
+    );
+    store.close().await;
+}
+
+#[tokio::test]
 async fn a_full_disk_stops_enqueues_while_deliveries_go_on() {
     let dir = TempDir::new().unwrap();
     let free = Arc::new(AtomicU64::new(100 << 20));

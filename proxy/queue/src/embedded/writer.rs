@@ -22,7 +22,7 @@ use super::recover::{FILE, Failed, open_file, rebuild};
 use super::rows::Fault;
 use super::shared::{Op, Phase, Reply, Shared};
 use super::volume::{self, FileId};
-use crate::backend::StoreError;
+use crate::backend::{ReplayReport, StoreError};
 use crate::clock;
 use crate::record::{later, weight_of};
 
@@ -398,7 +398,7 @@ impl Writer {
                     now,
                     reply,
                 } => {
-                    answer(reply, engine.settle(lease, *settle, now));
+                    answer(reply, engine.settle(&mut reads, lease, *settle, now)?);
                 }
                 Op::Extend {
                     lease,
@@ -409,7 +409,7 @@ impl Writer {
                     answer(reply, engine.extend(lease, later(now, lease_for_ms)));
                 }
                 Op::Cancel { id, now, reply } => {
-                    let out = engine.cancel(reads.tx()?, id, now)?;
+                    let out = engine.cancel(&mut reads, id, now)?;
                     must_commit = true;
                     after_commit.push(Box::new(move || answer(reply, out)));
                 }
@@ -419,12 +419,7 @@ impl Writer {
                     now,
                     reply,
                 } => {
-                    let out = engine.conclude(reads.tx()?, id, *how, now)?;
-                    must_commit = true;
-                    after_commit.push(Box::new(move || answer(reply, out)));
-                }
-                Op::PurgePending { queue, now, reply } => {
-                    let out = engine.purge_pending(&queue, now);
+                    let out = engine.conclude(&mut reads, id, *how, now)?;
                     must_commit = true;
                     after_commit.push(Box::new(move || answer(reply, out)));
                 }
@@ -485,9 +480,13 @@ impl Writer {
                 reply,
             } => {
                 self.commit(engine, file, reads)?;
-                let out = engine.replay(reads.tx()?, selection, &how, now)?;
-                self.commit(engine, file, reads)?;
-                answer(reply, out);
+                let ids = engine.select(reads, selection)?;
+                let mut report = ReplayReport::default();
+                for ids in ids.chunks(MAX_BATCH_OPS) {
+                    engine.replay(reads, ids, &how, now, &mut report)?;
+                    self.commit(engine, file, reads)?;
+                }
+                answer(reply, report);
             }
             Op::Purge {
                 selection,
@@ -495,13 +494,24 @@ impl Writer {
                 reply,
             } => {
                 self.commit(engine, file, reads)?;
-                let out = engine.purge(reads.tx()?, selection, now)?;
-                self.commit(engine, file, reads)?;
-                answer(reply, out);
+                let mut purged = 0;
+                for ids in engine.select(reads, selection)?.chunks(MAX_BATCH_OPS) {
+                    purged += engine.purge(reads, ids, now)?;
+                    self.commit(engine, file, reads)?;
+                }
+                answer(reply, purged);
+            }
+            Op::PurgePending { queue, now, reply } => {
+                let mut purged = 0;
+                while let Some(some) = engine.purge_pending(reads, &queue, now, MAX_BATCH_OPS)? {
+                    purged += some;
+                    self.commit(engine, file, reads)?;
+                }
+                answer(reply, purged);
             }
             Op::Reap { now, reply } => {
                 self.commit(engine, file, reads)?;
-                answer(reply, engine.reap(reads.tx()?, now)?);
+                answer(reply, engine.reap(reads, now)?);
             }
             // Done before the commit.
             Op::Enqueue { .. }
@@ -510,7 +520,6 @@ impl Writer {
             | Op::Extend { .. }
             | Op::Cancel { .. }
             | Op::Conclude { .. }
-            | Op::PurgePending { .. }
             | Op::Flush { .. }
             | Op::Fault(_)
             | Op::Close { .. } => {}
