@@ -1,10 +1,10 @@
 //! The messages of the discovery stream: what the control plane pushes and a sidecar answers.
 //!
 //! Owns the protobuf shapes of the aggregated discovery service in its incremental variant
-//! (`envoy.service.discovery.v3`, "delta ADS") and of the two resource types that Outrigger puts
-//! on it, [`Document`] and [`Endpoints`]. Transport, sessions and retries live with the two ends
-//! (`control-plane/src/discovery`, `proxy/src/source/control_plane.rs`). Stands on the life of a
-//! config update, between `render` and `parse`.
+//! (`envoy.service.discovery.v3`, "delta ADS") and of the resource types that Outrigger puts on it,
+//! [`Document`], [`Endpoints`] and [`TrustBundle`]. Transport, sessions and retries live with the
+//! two ends (`control-plane/src/discovery`, `proxy/src/source/control_plane.rs`). Stands on the
+//! life of a config update, between `render` and `parse`.
 //!
 //! The messages are written by hand, so that no protobuf compiler is needed. Field numbers are
 //! those of `envoy/service/discovery/v3/discovery.proto`, `envoy/config/core/v3/base.proto`,
@@ -26,6 +26,12 @@ pub const DOCUMENT_TYPE: &str = "type.googleapis.com/outrigger.v1alpha1.Document
 
 /// The type of a pushed [`Endpoints`].
 pub const ENDPOINTS_TYPE: &str = "type.googleapis.com/outrigger.v1alpha1.Endpoints";
+
+/// The type of a pushed [`TrustBundle`].
+pub const BUNDLE_TYPE: &str = "type.googleapis.com/outrigger.v1alpha1.TrustBundle";
+
+/// The resource name of the one [`TrustBundle`].
+pub const BUNDLE_NAME: &str = "roots";
 
 /// The name that subscribes to every resource of a type (xDS protocol, "wildcard").
 pub const WILDCARD: &str = "*";
@@ -280,6 +286,22 @@ impl prost::Name for Endpoints {
     const PACKAGE: &'static str = "outrigger.v1alpha1";
     fn type_url() -> String {
         ENDPOINTS_TYPE.to_owned()
+    }
+}
+
+/// The authorities whose certificates count, for sidecars that have theirs from the control plane.
+#[derive(Clone, PartialEq, Message)]
+pub struct TrustBundle {
+    /// Every root, as PEM.
+    #[prost(string, tag = "1")]
+    pub pem: String,
+}
+
+impl prost::Name for TrustBundle {
+    const NAME: &'static str = "TrustBundle";
+    const PACKAGE: &'static str = "outrigger.v1alpha1";
+    fn type_url() -> String {
+        BUNDLE_TYPE.to_owned()
     }
 }
 

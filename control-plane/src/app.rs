@@ -443,7 +443,11 @@ impl App {
             return;
         };
         let (discovered, now) = (self.sources.endpoints(), clock::monotonic());
-        let build = |registry: &Registry| world::build(&current.config, registry, &discovered, now);
+        let authority = self.guard.authority();
+        let roots = authority.map(Authority::bundle).unwrap_or_default();
+        let build = |registry: &Registry| {
+            world::build(&current.config, registry, &discovered, roots, now)
+        };
         let world = self.with_registry(build);
         if std::mem::replace(&mut *lock(&self.discovered), discovered.clone()) != discovered {
             self.unsaved.notify_one();
@@ -693,7 +697,7 @@ pub async fn start_with(
     until_stop(Box::pin(publish_changes(app.clone())));
     until_stop(Box::pin(save_changes(app.clone())));
     until_stop(Box::pin(sweep_leases(app.clone())));
-    until_stop(Box::pin(app.guard.clone().follow()));
+    until_stop(Box::pin(app.guard.clone().follow(Arc::clone(&app.dirty))));
     info!(%discovery_addr, %admin_addr, "control plane started");
     Ok(Running {
         discovery_addr,

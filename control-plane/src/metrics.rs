@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::PrometheusBuilder;
-use outrigger_config::wire::{DOCUMENT_TYPE, ENDPOINTS_TYPE, EndpointState};
+use outrigger_config::wire::{BUNDLE_TYPE, DOCUMENT_TYPE, ENDPOINTS_TYPE, EndpointState};
 
 use crate::ca;
 use crate::proxies::Step;
@@ -18,6 +18,7 @@ use crate::proxies::Step;
 pub struct Counters {
     documents: Pushes,
     endpoints: Pushes,
+    roots: Pushes,
     other: Pushes,
     /// Configs that were refused as a whole.
     pub config_rejected: AtomicU64,
@@ -36,6 +37,7 @@ impl Counters {
         let pushes = match type_url {
             DOCUMENT_TYPE => &self.documents,
             ENDPOINTS_TYPE => &self.endpoints,
+            BUNDLE_TYPE => &self.roots,
             _ => &self.other,
         };
         let counter = match step {
@@ -151,6 +153,7 @@ fn pushes(counters: &Counters) {
     let types = [
         ("document", &counters.documents),
         ("endpoints", &counters.endpoints),
+        ("roots", &counters.roots),
         ("other", &counters.other),
     ];
     for (name, pushes) in types {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use outrigger_config::wire::{DOCUMENT_TYPE, ENDPOINTS_TYPE, Node, cap_diagnostics};
+use outrigger_config::wire::{BUNDLE_TYPE, DOCUMENT_TYPE, ENDPOINTS_TYPE, Node, cap_diagnostics};
 use serde::Serialize;
 
 /// How long a sidecar that left stays listed, so that one that crashes in a loop is seen.
@@ -48,6 +48,8 @@ pub struct Proxy {
     pub config: Progress,
     /// Endpoints of services.
     pub endpoints: Progress,
+    /// The roots to believe; nothing of a sidecar that has its certificate from elsewhere.
+    pub roots: Progress,
     #[serde(skip)]
     stream: u64,
     #[serde(skip)]
@@ -126,6 +128,7 @@ impl Proxies {
             synced: false,
             config: Progress::default(),
             endpoints: Progress::default(),
+            roots: Progress::default(),
             stream,
             left: None,
         };
@@ -149,6 +152,7 @@ impl Proxies {
         let progress = match type_url {
             DOCUMENT_TYPE => &mut proxy.config,
             ENDPOINTS_TYPE => &mut proxy.endpoints,
+            BUNDLE_TYPE => &mut proxy.roots,
             _ => return,
         };
         match step {

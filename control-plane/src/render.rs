@@ -11,22 +11,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use outrigger_config::wire::{
-    self, DOCUMENT_TYPE, Document, ENDPOINTS_TYPE, Endpoint, Endpoints, Resource,
+    self, BUNDLE_NAME, BUNDLE_TYPE, DOCUMENT_TYPE, Document, ENDPOINTS_TYPE, Endpoint, Endpoints,
+    Resource, TrustBundle,
 };
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use crate::world::World;
 
-/// The order in which types are pushed: endpoints first, so that a route never arrives before the
-/// endpoints it needs.
-pub const PUSH_ORDER: [&str; 2] = [ENDPOINTS_TYPE, DOCUMENT_TYPE];
+/// The order in which types are pushed: whom to believe first, then endpoints, so that a route never
+/// arrives before the endpoints it needs.
+pub const PUSH_ORDER: [&str; 3] = [BUNDLE_TYPE, ENDPOINTS_TYPE, DOCUMENT_TYPE];
 
 /// Everything there is to push, by type.
 #[derive(Debug, Default, PartialEq)]
 pub struct Resources {
     documents: TypeSet,
     endpoints: TypeSet,
+    bundle: TypeSet,
     empty: TypeSet,
 }
 
@@ -36,6 +38,7 @@ impl Resources {
         match type_url {
             DOCUMENT_TYPE => &self.documents,
             ENDPOINTS_TYPE => &self.endpoints,
+            BUNDLE_TYPE => &self.bundle,
             _ => &self.empty,
         }
     }
@@ -73,6 +76,11 @@ pub fn render(world: &World) -> Resources {
         };
         resource(service.clone(), version, &message)
     });
+    let bundle = (!world.roots.is_empty()).then(|| {
+        let pem = world.roots.concat();
+        let version = short_hex(&Sha256::digest(&pem));
+        resource(BUNDLE_NAME.to_owned(), version, &TrustBundle { pem })
+    });
     Resources {
         // The version of the set of documents is that of the config, the one name it has anywhere.
         documents: TypeSet {
@@ -83,6 +91,7 @@ pub fn render(world: &World) -> Resources {
             tentative: world.tentative.clone(),
             ..type_set(endpoints)
         },
+        bundle: type_set(bundle.into_iter()),
         empty: TypeSet::default(),
     }
 }

@@ -1,7 +1,7 @@
 //! Who may use the discovery listener: its certificate, the authority behind it, and the
 //! credentials that callers come with.
 //!
-//! Owns the files of `tls`, `ca` and `join`, which are looked at every second: what whoever renews
+//! Owns the files of `tls`, `ca` and `join`, which are looked at twice a second: what whoever renews
 //! them has written is in force without a restart, and what cannot be used changes nothing.
 //! Stands on the life of a config update, beside the documents.
 //!
@@ -22,6 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::{error, info};
 
@@ -32,7 +33,7 @@ use crate::clock;
 use crate::state::StateDir;
 
 /// How often the files are looked at: a rotation waits for it, a disk does not feel it.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone)]
@@ -177,13 +178,22 @@ impl Guard {
         }
     }
 
-    /// Takes up what is written into the files, for as long as it is polled.
-    pub async fn follow(self) {
+    /// Takes up what is written into the files, for as long as it is polled. `dirty` is told when
+    /// sidecars are to believe other roots: by the files, or because the last certificate under
+    /// one has expired.
+    pub async fn follow(self, dirty: Arc<Notify>) {
+        let bundle = || self.authority().map(Authority::bundle);
+        let mut handed_out = bundle();
         loop {
             sleep(LOOK_EVERY).await;
             let guard = self.clone();
             if let Err(e) = tokio::task::spawn_blocking(move || guard.refresh()).await {
                 error!(error = %e, "the files of tls, ca and join were not read");
+            }
+            let now = bundle();
+            if now != handed_out {
+                handed_out = now;
+                dirty.notify_one();
             }
         }
     }

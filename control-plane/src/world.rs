@@ -120,16 +120,19 @@ pub struct World {
     /// Services of which this process cannot know enough yet: what a sidecar has from before is
     /// better than what stands here.
     pub tentative: BTreeSet<String>,
+    /// The roots that sidecars believe, PEM; none where there is no authority.
+    pub roots: Vec<String>,
 }
 
 /// What was found in DNS, Consul and Eureka, by service.
 pub type Discovered = BTreeMap<String, Vec<Endpoint>>;
 
-/// Puts the config and what the registries know at `now` together.
+/// Puts the config, what the registries know at `now` and the authority's `roots` together.
 pub fn build(
     config: &Config,
     registry: &Registry,
     discovered: &Discovered,
+    roots: Vec<String>,
     now: Duration,
 ) -> World {
     let endpoints = config.services.iter().filter_map(|(service, origin)| {
@@ -146,6 +149,7 @@ pub fn build(
         documents: config.documents.clone(),
         endpoints: endpoints.collect(),
         tentative: tentative(config, registry, discovered, now),
+        roots,
     }
 }
 

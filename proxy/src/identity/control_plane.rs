@@ -58,7 +58,7 @@ pub async fn run(shared: Arc<Shared>) {
         let taken = match asked {
             Ok(Ok(material)) => shared
                 .identity
-                .take_up(material, &shared.metrics)
+                .take_up_signed(material, &shared.metrics)
                 .map_err(|unusable| format!("the control plane's certificate: {unusable}")),
             Ok(Err(problem)) => Err(problem),
             Err(_) => Err("the control plane does not answer".to_owned()),

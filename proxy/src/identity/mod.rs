@@ -14,13 +14,12 @@ pub mod svid;
 pub mod verify;
 pub mod workload_api;
 
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -38,6 +37,8 @@ pub struct Identity {
     generation: AtomicU64,
     problem: Mutex<Option<String>>,
     changed: watch::Sender<u64>,
+    /// The roots that the control plane has handed out last, while it can be heard.
+    heard: Mutex<Option<Vec<CertificateDer<'static>>>>,
 }
 
 impl Identity {
@@ -49,6 +50,7 @@ impl Identity {
             generation: AtomicU64::new(0),
             problem: Mutex::default(),
             changed: watch::Sender::new(0),
+            heard: Mutex::default(),
         }
     }
 
@@ -96,10 +98,7 @@ impl Identity {
 
     /// Why the last material was not taken up; none when it was.
     pub fn problem(&self) -> Option<String> {
-        let problem = self.problem.lock();
-        problem
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone()
+        lock(&self.problem).clone()
     }
 
     /// Puts `material` in force.
@@ -110,30 +109,72 @@ impl Identity {
         let next = self.generation() + 1;
         let taken = Svid::new(material, next, now()).map(Arc::new);
         let problem = taken.as_ref().err().map(ToString::to_string);
-        if let Ok(mut known) = self.problem.lock() {
-            *known = problem;
+        *lock(&self.problem) = problem;
+        self.put_in_force(taken?, metrics);
+        Ok(())
+    }
+
+    /// Puts `material` of the control plane in force. The roots beside a certificate may have been
+    /// overtaken by those that are handed out to everybody, which count while they can be heard.
+    ///
+    /// # Errors
+    /// What is wrong with it; the identity before stays.
+    pub fn take_up_signed(&self, material: Material, metrics: &Metrics) -> Result<(), Unusable> {
+        let bundle = lock(&self.heard).clone();
+        let vouches = |bundle: &Vec<_>| material.is_vouched_for_by(bundle, now());
+        match bundle.filter(vouches) {
+            Some(bundle) => self.take_up(Material { bundle, ..material }, metrics),
+            None => self.take_up(material, metrics),
         }
-        let svid = taken?;
+    }
+
+    /// The control plane hands out `bundle`: at once what peers are believed by.
+    ///
+    /// # Errors
+    /// Authorities that are none, or that do not vouch for ourselves; those before stay.
+    pub fn hear_roots(
+        &self,
+        bundle: Vec<CertificateDer<'static>>,
+        metrics: &Metrics,
+    ) -> Result<(), Unusable> {
+        if let Some(ours) = self.current().filter(|ours| !ours.believes(&bundle)) {
+            let svid = ours.with_bundle(bundle.clone(), self.generation() + 1, now())?;
+            self.put_in_force(Arc::new(svid), metrics);
+        }
+        *lock(&self.heard) = Some(bundle);
+        Ok(())
+    }
+
+    /// The control plane is heard no more: what it has handed out may be overtaken.
+    pub fn deaf(&self) {
+        *lock(&self.heard) = None;
+    }
+
+    fn put_in_force(&self, svid: Arc<Svid>, metrics: &Metrics) {
+        let next = svid.generation;
         for (certificate, at) in [("leaf", svid.not_after), ("bundle", svid.bundle_not_after)] {
             let labels = [("certificate", certificate)];
             let gauge = metrics.gauge("outrigger_certificate_expiry_timestamp_seconds", &labels);
             #[allow(clippy::cast_precision_loss)] // exact for some million years
             gauge.set(at as f64);
         }
-        info!(id = %svid.id, not_after = svid.not_after, generation = next, "identity in force");
+        let (not_after, roots) = (svid.not_after, svid.anchors().len());
+        info!(id = %svid.id, not_after, roots, generation = next, "identity in force");
         self.cell.store(Some(svid));
         self.generation.store(next, Ordering::Release);
         self.changed.send_replace(next);
-        Ok(())
     }
 
     /// Says that the source has nothing usable.
     pub fn failed(&self, why: &str) {
         warn!(problem = why, "no identity was taken up");
-        if let Ok(mut known) = self.problem.lock() {
-            *known = Some(why.to_owned());
-        }
+        *lock(&self.problem) = Some(why.to_owned());
     }
+}
+
+/// Every critical section of ours leaves its value whole, so a poisoned lock is still good.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The wall clock, as certificates count time.

@@ -60,9 +60,24 @@ impl Material {
             bundle: certificates(bundle, "bundle")?,
         })
     }
+
+    /// Whether peers who believe `bundle` would believe its bearer.
+    pub fn is_vouched_for_by(&self, bundle: &[CertificateDer<'_>], now: UnixTime) -> bool {
+        let anchors: Vec<_> = bundle
+            .iter()
+            .filter_map(|root| webpki::anchor_from_trusted_cert(root).ok())
+            .collect();
+        self.chain.split_first().is_some_and(|(leaf, between)| {
+            verify::verify(leaf, between, &anchors, now, End::Client).is_ok()
+        })
+    }
 }
 
-fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, Unusable> {
+/// The certificates in a PEM text.
+///
+/// # Errors
+/// There is none, or it is no PEM; `what` says of what.
+pub fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, Unusable> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
@@ -90,6 +105,7 @@ pub struct Svid {
     pub bundle_not_after: i64,
     /// How connections are accepted.
     pub server: Arc<ServerConfig>,
+    bundle: Vec<CertificateDer<'static>>,
     anchors: Arc<Vec<TrustAnchor<'static>>>,
     certified: CertifiedKey,
     resolver: Arc<SingleCertAndKey>,
@@ -110,6 +126,40 @@ impl Svid {
     /// own bundle does not vouch for, and authorities that are none.
     pub fn new(material: Material, generation: u64, now: UnixTime) -> Result<Self, Unusable> {
         let Material { chain, key, bundle } = material;
+        let signer = ring::default_provider()
+            .key_provider
+            .load_private_key(key)
+            .map_err(|error| Unusable(error.to_string()))?;
+        let certified = CertifiedKey::new(chain, signer);
+        Self::believing(bundle, certified, generation, now)
+    }
+
+    /// The same workload, which believes other authorities.
+    ///
+    /// # Errors
+    /// Authorities that are none, or that do not vouch for the workload itself.
+    pub fn with_bundle(
+        &self,
+        bundle: Vec<CertificateDer<'static>>,
+        generation: u64,
+        now: UnixTime,
+    ) -> Result<Self, Unusable> {
+        Self::believing(bundle, self.certified.clone(), generation, now)
+    }
+
+    /// Whether these are the authorities that it believes, in whatever order.
+    pub fn believes(&self, bundle: &[CertificateDer<'_>]) -> bool {
+        let ours = &self.bundle;
+        bundle.iter().all(|root| ours.contains(root))
+            && ours.iter().all(|root| bundle.contains(root))
+    }
+
+    fn believing(
+        bundle: Vec<CertificateDer<'static>>,
+        certified: CertifiedKey,
+        generation: u64,
+        now: UnixTime,
+    ) -> Result<Self, Unusable> {
         let unusable = |error: &dyn fmt::Display| Unusable(error.to_string());
         let mut anchors = Vec::with_capacity(bundle.len());
         let mut bundle_not_after = i64::MAX;
@@ -120,25 +170,20 @@ impl Svid {
             bundle_not_after = bundle_not_after.min(validity(authority)?.1);
         }
         let anchors = Arc::new(anchors);
-        let Some(leaf) = chain.first() else {
+        let Some((leaf, intermediates)) = certified.cert.split_first() else {
             return Err(Unusable("the certificate has no leaf".to_owned()));
         };
         // As a peer will look at it; both ways, because a sidecar is at both ends.
         for end in [End::Client, End::Server] {
-            verify::verify(leaf, &chain[1..], &anchors, now, end)
+            verify::verify(leaf, intermediates, &anchors, now, end)
                 .map_err(|refused| Unusable(format!("peers would refuse us: {refused}")))?;
         }
         let id = verify::subject(leaf).map_err(|refused| unusable(&refused))?;
         let (not_before, not_after) = validity(leaf)?;
-        let provider = Arc::new(ring::default_provider());
-        let signer = provider
-            .key_provider
-            .load_private_key(key)
-            .map_err(|error| unusable(&error))?;
-        let certified = CertifiedKey::new(chain, signer);
         certified
             .keys_match()
             .map_err(|_| Unusable("the key is not the certificate's".to_owned()))?;
+        let provider = Arc::new(ring::default_provider());
         let resolver = Arc::new(SingleCertAndKey::from(certified.clone()));
         let verifier = Arc::new(ClientVerifier {
             trust_domain: id.trust_domain().to_owned(),
@@ -162,6 +207,7 @@ impl Svid {
             not_after,
             bundle_not_after,
             server: Arc::new(server),
+            bundle,
             anchors,
             certified,
             resolver,

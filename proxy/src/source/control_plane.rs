@@ -9,6 +9,7 @@
 //! says on reconnect what that is, so that only the difference is sent.
 
 mod received;
+mod roots;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -24,7 +25,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use outrigger_config::wire::{
-    DELTA_PATH, DOCUMENT_TYPE, DeltaDiscoveryRequest, DeltaDiscoveryResponse, ENDPOINTS_TYPE,
+    BUNDLE_TYPE, DELTA_PATH, DOCUMENT_TYPE, DeltaDiscoveryRequest, DeltaDiscoveryResponse, ENDPOINTS_TYPE,
     Endpoints, Locality, MAX_MESSAGE_BYTES, Node, Status, Struct, Value, cap_diagnostics,
 };
 use tokio::sync::mpsc;
@@ -206,6 +207,7 @@ async fn follow(
         let ended = stream.run().await;
         let answered = stream.answered;
         options.link.connected.store(false, Ordering::Relaxed);
+        options.shared.identity.deaf();
         received.disconnected();
         failures = if answered { 0 } else { failures + 1 };
         let wait = reconnect_after(failures, fastrand::f64());
@@ -273,11 +275,11 @@ impl<S: ConfigSink> Stream<'_, S> {
         sender: SendRequest<Body>,
         token: Option<MetadataValue<Ascii>>,
     ) -> Result<(), String> {
-        // Two subscriptions, then one answer per response; a response of a type is sent only after
-        // the answer to the one before.
+        // Two subscriptions or three, then one answer per response; a response of a type is sent
+        // only after the answer to the one before.
         let (requests, outgoing) = mpsc::channel(8);
         for request in self.subscriptions() {
-            requests.try_send(request).expect("there is room for two");
+            requests.try_send(request).expect("there is room for three");
         }
         let codec = ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryResponse>::default();
         let mut grpc = Grpc::with_origin(H2(sender), self.options.dialer.address().clone())
@@ -318,6 +320,11 @@ impl<S: ConfigSink> Stream<'_, S> {
             };
             if let Some(response) = response {
                 self.note_answered();
+                if response.type_url == BUNDLE_TYPE {
+                    let taken = roots::take_up(&response, &self.options.shared);
+                    self.answer(&response, taken, requests).await?;
+                    continue;
+                }
                 self.received.take(&response);
                 if response.type_url == DOCUMENT_TYPE && self.received.must_wait_for_endpoints() {
                     held = Some((response, Instant::now() + ENDPOINTS_WITHIN));
@@ -340,14 +347,25 @@ impl<S: ConfigSink> Stream<'_, S> {
         response: &DeltaDiscoveryResponse,
         requests: &mpsc::Sender<DeltaDiscoveryRequest>,
     ) -> Result<(), String> {
+        let applied = self.received.apply(&response.type_url, self.sink);
+        if let (Ok(true), Some(cache), Some(state)) =
+            (&applied, self.cache, self.received.in_effect())
+        {
+            cache.store(state);
+        }
+        self.answer(response, applied.map(drop), requests).await
+    }
+
+    /// Says what became of a response.
+    async fn answer(
+        &mut self,
+        response: &DeltaDiscoveryResponse,
+        taken: Result<(), String>,
+        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+    ) -> Result<(), String> {
         let link = &self.options.link;
-        let refusal = match self.received.apply(&response.type_url, self.sink) {
-            Ok(changed) => {
-                if changed
-                    && let (Some(cache), Some(state)) = (self.cache, self.received.in_effect())
-                {
-                    cache.store(state);
-                }
+        let refusal = match taken {
+            Ok(()) => {
                 link.accepted.fetch_add(1, Ordering::Relaxed);
                 link.set_problem(None);
                 debug!(
@@ -383,18 +401,24 @@ impl<S: ConfigSink> Stream<'_, S> {
             .map_err(|_| "the stream was closed".to_owned())
     }
 
-    /// Endpoints first, so that they are sent first and are there when the documents arrive.
-    fn subscriptions(&self) -> [DeltaDiscoveryRequest; 2] {
-        [
-            (ENDPOINTS_TYPE, Some(node(self.options))),
-            (DOCUMENT_TYPE, None),
-        ]
-        .map(|(type_url, node)| DeltaDiscoveryRequest {
-            node,
+    /// Endpoints first, so that they are sent first and are there when the documents arrive; roots
+    /// last, and only to whom the control plane's count.
+    fn subscriptions(&self) -> Vec<DeltaDiscoveryRequest> {
+        let subscription = |(type_url, versions): (&str, _)| DeltaDiscoveryRequest {
             type_url: type_url.to_owned(),
-            initial_resource_versions: self.received.versions(type_url),
+            initial_resource_versions: versions,
             ..DeltaDiscoveryRequest::default()
-        })
+        };
+        let mut all: Vec<_> = [ENDPOINTS_TYPE, DOCUMENT_TYPE]
+            .map(|type_url| subscription((type_url, self.received.versions(type_url))))
+            .into();
+        if roots::are_wanted(&self.options.shared) {
+            all.push(subscription((BUNDLE_TYPE, BTreeMap::new())));
+        }
+        if let Some(first) = all.first_mut() {
+            first.node = Some(node(self.options));
+        }
+        all
     }
 
     fn note_answered(&mut self) {

@@ -11,13 +11,14 @@ use std::time::Duration;
 use outrigger_control_plane::ca::make;
 use outrigger_tests::client::{Ask, Client};
 use outrigger_tests::mesh::{Plane, Sidecar, SidecarBuilder};
-use outrigger_tests::pki::now;
+use outrigger_tests::pki::{Authority, now};
 use outrigger_tests::process::python;
 use outrigger_tests::upstream::{Reply, Upstream};
 use outrigger_tests::{until, until_true};
 use serde_json::{Value, json};
 use tokio::time::{Instant, interval, timeout};
 
+use super::refused::say;
 use super::{ORDERS, WEB, mesh, orders};
 
 /// Longer than any rotation takes on a machine that has other things to do.
@@ -518,6 +519,69 @@ async fn leaves_and_then_the_root_are_replaced_under_load_without_a_failed_reque
         begun.elapsed()
     );
     assert!(answered > 0);
+}
+
+#[tokio::test]
+async fn a_root_counts_everywhere_as_soon_as_it_is_handed_out_and_no_longer_than_that() {
+    let (plane, _app, callee, web) = pair("1h").await;
+    let next = Authority::new("next root");
+    let peer = next.workload(WEB);
+    let call = async || {
+        let alpn = ["outrigger-http/1.1"];
+        say(peer.client(&alpn), callee.inbound()).await
+    };
+    let stranger = call().await.unwrap_err();
+    assert!(stranger.contains("alert"), "{stranger}");
+    let renewals = async |sidecar: &Sidecar| {
+        let scrape = sidecar.metrics().await;
+        scrape.sum("outrigger_certificate_renewals_total", &[])
+    };
+    let before = (renewals(&web).await, renewals(&callee).await);
+    let generations = (web.identity_generation(), callee.identity_generation());
+
+    let file = plane.state_dir().join("roots.pem");
+    let old = std::fs::read_to_string(&file).unwrap();
+    let replace = |text: &str| {
+        let new = file.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, &file).unwrap();
+    };
+    replace(&(old.clone() + &next.pem()));
+    let begun = Instant::now();
+    let answer = eventually("who comes with the next root is believed", async || {
+        call().await.ok()
+    })
+    .await;
+    println!("believed {:?} after it was listed", begun.elapsed());
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    eventually("by everybody", async || {
+        (web.identity_generation() > generations.0).then_some(())
+    })
+    .await;
+    // The same certificates, which the old root vouches for, and peers believe both.
+    assert_eq!((renewals(&web).await, renewals(&callee).await), before);
+    assert_eq!(web.get("orders", "/").await.status, 200);
+    let proxies = plane
+        .view_until("/v1/proxies", |view| {
+            let all = view["proxies"].as_array().unwrap();
+            let sent = &all[0]["roots"]["sent"];
+            all.len() == 2
+                && all.iter().all(|proxy| {
+                    let roots = &proxy["roots"];
+                    roots["sent"] == *sent && roots["acknowledged"] == *sent
+                })
+        })
+        .await;
+    assert!(
+        proxies["proxies"][0]["roots"]["sent"].is_string(),
+        "{proxies}"
+    );
+
+    // No certificate of the authority needs it, so it is taken back as quickly.
+    replace(&old);
+    eventually("it is believed no more", async || call().await.err()).await;
+    assert_eq!(web.get("orders", "/").await.status, 200);
+    assert_eq!((renewals(&web).await, renewals(&callee).await), before);
 }
 
 #[tokio::test]

@@ -91,7 +91,7 @@ fn bad(root: &Authority, id: &str) -> Vec<(&'static str, Leaf)> {
 }
 
 /// Says a request over TLS; what comes back, or how it failed.
-async fn say(config: Arc<ClientConfig>, to: SocketAddr) -> Result<String, String> {
+pub(crate) async fn say(config: Arc<ClientConfig>, to: SocketAddr) -> Result<String, String> {
     say_with(config, to, "").await
 }
 
