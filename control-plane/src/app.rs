@@ -445,9 +445,8 @@ impl App {
         let (discovered, now) = (self.sources.endpoints(), clock::monotonic());
         let authority = self.guard.authority();
         let roots = authority.map(Authority::bundle).unwrap_or_default();
-        let build = |registry: &Registry| {
-            world::build(&current.config, registry, &discovered, roots, now)
-        };
+        let build =
+            |registry: &Registry| world::build(&current.config, registry, &discovered, roots, now);
         let world = self.with_registry(build);
         if std::mem::replace(&mut *lock(&self.discovered), discovered.clone()) != discovered {
             self.unsaved.notify_one();

@@ -2,6 +2,7 @@
 //!
 //! What follows in the life of a request does not care which. Plaintext pays one branch a call.
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,21 +11,61 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use crate::identity::expiry::{Expiry, Outlived};
+
 /// The byte stream of a connection.
-#[derive(Debug)]
 pub enum Io {
     /// As it comes.
     Plain(TcpStream),
     /// Encrypted. Boxed: the state of a session is over a kilobyte.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<Session>),
+}
+
+impl fmt::Debug for Io {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Plain(_) => "Plain",
+            Self::Tls(_) => "Tls",
+        };
+        f.debug_tuple(kind).field(self.socket()).finish()
+    }
+}
+
+/// TLS over a socket.
+pub struct Session {
+    stream: TlsStream<TcpStream>,
+    expiry: Option<Expiry>,
 }
 
 impl Io {
+    /// TLS with a peer that is known by its name, if at all.
+    pub fn tls(stream: TlsStream<TcpStream>) -> Self {
+        Self::Tls(Box::new(Session {
+            stream,
+            expiry: None,
+        }))
+    }
+
+    /// The same with a peer of the mesh: the connection ends with the peer's certificate.
+    pub fn mutual_tls(stream: TlsStream<TcpStream>, outlived: &Outlived) -> Self {
+        let leaf = stream.get_ref().1.peer_certificates();
+        let expiry = leaf.and_then(|chain| Expiry::of(chain.first()?, outlived));
+        Self::Tls(Box::new(Session { stream, expiry }))
+    }
+
+    /// When the peer's certificate ends the connection, if one does.
+    pub fn expiry(&self) -> Option<&Expiry> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(session) => session.expiry.as_ref(),
+        }
+    }
+
     /// The socket itself.
     pub fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
-            Self::Tls(session) => session.get_ref().0,
+            Self::Tls(session) => session.stream.get_ref().0,
         }
     }
 
@@ -49,14 +90,14 @@ impl Io {
     pub fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let session = match self {
             Self::Plain(socket) => return socket.poll_read_ready(cx),
-            Self::Tls(session) => session,
+            Self::Tls(session) => &mut session.stream,
         };
         if session.get_ref().1.wants_write()
-            && let Poll::Ready(Err(error)) = Pin::new(&mut **session).poll_flush(cx)
+            && let Poll::Ready(Err(error)) = Pin::new(&mut *session).poll_flush(cx)
         {
             return Poll::Ready(Err(error));
         }
-        let (socket, seen) = match &mut **session {
+        let (socket, seen) = match session {
             TlsStream::Client(session) => {
                 let (socket, state) = session.get_mut();
                 (socket, state.process_new_packets())
@@ -83,7 +124,7 @@ impl AsyncRead for Io {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_read(cx, into),
-            Self::Tls(session) => Pin::new(&mut **session).poll_read(cx, into),
+            Self::Tls(session) => Pin::new(&mut session.stream).poll_read(cx, into),
         }
     }
 }
@@ -96,7 +137,7 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
-            Self::Tls(session) => Pin::new(&mut **session).poll_write(cx, bytes),
+            Self::Tls(session) => Pin::new(&mut session.stream).poll_write(cx, bytes),
         }
     }
 
@@ -107,7 +148,7 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
-            Self::Tls(session) => Pin::new(&mut **session).poll_write_vectored(cx, slices),
+            Self::Tls(session) => Pin::new(&mut session.stream).poll_write_vectored(cx, slices),
         }
     }
 
@@ -118,14 +159,14 @@ impl AsyncWrite for Io {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
-            Self::Tls(session) => Pin::new(&mut **session).poll_flush(cx),
+            Self::Tls(session) => Pin::new(&mut session.stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Self::Tls(session) => Pin::new(&mut **session).poll_shutdown(cx),
+            Self::Tls(session) => Pin::new(&mut session.stream).poll_shutdown(cx),
         }
     }
 }

@@ -16,6 +16,8 @@ use metrics::Counter;
 
 use crate::app::Shared;
 use crate::clock;
+use crate::identity::expiry::Outlived;
+use crate::listener::Direction;
 use crate::snapshot::Snapshot;
 use crate::telemetry::access_log;
 use crate::unknown::Names;
@@ -34,6 +36,8 @@ pub struct Worker {
     pub wheel: Wheel,
     /// This worker's upstream connections.
     pub pools: Pools,
+    /// What is done with connections that outlive their peer's certificate.
+    pub outlived: BothWays,
     /// This worker's view of names outside the mesh.
     pub names: Names,
     rng: RefCell<fastrand::Rng>,
@@ -44,6 +48,14 @@ pub struct Worker {
     date_value: RefCell<HeaderValue>,
     requests: Cell<u64>,
     under_way: Cell<u32>,
+}
+
+/// The same for both directions.
+pub struct BothWays {
+    /// Of connections that peers open.
+    pub inbound: Outlived,
+    /// Of connections to peers.
+    pub outbound: Outlived,
 }
 
 /// Counter handles by packed labels, forgotten when the snapshot changes.
@@ -61,10 +73,19 @@ impl Worker {
             max_headers: shared.wire.max_headers,
             max_header_bytes: shared.wire.max_header_bytes,
         };
+        let outlived = |direction| {
+            let drain = shared.bootstrap.drain();
+            Outlived::new(&shared.metrics, direction, drain)
+        };
+        let outlived = BothWays {
+            inbound: outlived(Direction::Inbound),
+            outbound: outlived(Direction::Outbound),
+        };
         let snapshot = arc_swap::Cache::new(shared.store.cell());
         let date = clock::http_date();
         Rc::new(Self {
-            pools: Pools::new(wheel.clone(), limits),
+            pools: Pools::new(wheel.clone(), limits, outlived.outbound.clone()),
+            outlived,
             wheel,
             names: Names::default(),
             rng: RefCell::new(fastrand::Rng::with_seed(seed)),

@@ -17,8 +17,10 @@ use outrigger_core::grpc::GrpcCode;
 use super::Probe;
 use crate::app::Shared;
 use crate::error::chain;
+use crate::identity::expiry::Outlived;
 use crate::identity::peers::Peers;
 use crate::io::Io;
+use crate::listener::Direction;
 use crate::upstream::connect::{self, Protocol, Secure, Source};
 use crate::wheel::Wheel;
 
@@ -103,7 +105,9 @@ async fn open(shared: &Shared, at: &Endpoint, protocol: Protocol) -> Result<Io, 
     let svid = svid.ok_or_else(|| shared.identity.missing().to_string())?;
     let secure = Secure { svid: &svid, peers };
     let config = secure.config(at.addr, protocol).map_err(text)?;
-    connect::tls(&wheel, at.addr, stream, config, None)
+    // A check is over long before a certificate is.
+    let outlived = Outlived::new(&shared.metrics, Direction::Outbound, timeless);
+    connect::tls(&wheel, at.addr, stream, config, &outlived, None)
         .await
         .map_err(text)
 }

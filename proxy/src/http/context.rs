@@ -5,7 +5,9 @@ use std::rc::Rc;
 
 use http::HeaderValue;
 use outrigger_core::spiffe::SpiffeId;
+use outrigger_core::time::Mono;
 
+use crate::clock;
 use crate::listener::Direction;
 
 /// One downstream connection.
@@ -18,6 +20,8 @@ pub struct Connection {
     pub original: Option<SocketAddr>,
     /// Who the peer is, where TLS has proved it.
     pub caller: Option<Rc<Caller>>,
+    /// From when on it takes no request, where that is known: its peer's certificate expires.
+    pub leaves: Option<Mono>,
 }
 
 /// A peer whose identity was verified.
@@ -51,6 +55,12 @@ impl Connection {
             direction,
             original,
             caller: None,
+            leaves: None,
         }
+    }
+
+    /// Whether the peer's certificate has expired meanwhile.
+    pub fn is_outlived(&self) -> bool {
+        self.leaves.is_some_and(|at| at <= clock::now())
     }
 }

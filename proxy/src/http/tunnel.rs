@@ -72,12 +72,23 @@ impl Tunnel {
         let none = Bytes::new;
         let idle = Idle { wheel, after };
         let upstream = &mut self.upstream;
+        let expiry = upstream.expiry().cloned();
         let copying = copy::both_ways(downstream, none(), upstream, none(), idle, &moved);
-        let ended = match ends {
-            None => Some(copying.await),
-            Some(ends) => tokio::select! {
-                ended = copying => Some(ended),
-                () = wheel.sleep_until(ends) => None,
+        let copying = async {
+            match ends {
+                None => Some(copying.await),
+                Some(ends) => tokio::select! {
+                    ended = copying => Some(ended),
+                    () = wheel.sleep_until(ends) => None,
+                },
+            }
+        };
+        let ended = match expiry {
+            None => copying.await,
+            // Rare, and therefore in a box.
+            Some(expiry) => match Box::pin(expiry.watch(wheel, copying)).await {
+                Some(ended) => ended,
+                None => Some(Ended::Reset(Side::B)),
             },
         };
         let received = usize::try_from(received.get()).unwrap_or(usize::MAX);

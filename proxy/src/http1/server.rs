@@ -175,7 +175,8 @@ enum Next {
 impl Connection {
     async fn run(&mut self) -> End {
         let worker = Rc::clone(&self.worker);
-        let mut closing = pin!(accept::closing(&worker.shared.drain, self.peer.direction));
+        let peer = Rc::clone(&self.peer);
+        let mut closing = pin!(accept::leaving(&worker, &peer));
         let mut due = clock::now() + worker.shared.wire.header_timeout;
         loop {
             let head = match self.next_head(closing.as_mut(), due).await {
@@ -349,6 +350,7 @@ impl Connection {
                 Direction::Inbound => Phase::Draining,
                 Direction::Outbound => Phase::Closing,
             }
+            || self.peer.is_outlived()
     }
 
     /// Writes the answer: true when another request may follow.

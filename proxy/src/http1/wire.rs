@@ -13,6 +13,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use outrigger_core::http1::Malformed;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use crate::identity::expiry::Expiry;
 use crate::io::Io;
 
 /// Read at a time: a typical message in one piece.
@@ -100,6 +101,11 @@ impl Wire {
             filled: false,
             eof: false,
         }
+    }
+
+    /// When the peer's certificate ends the connection, if one does.
+    pub fn expiry(&self) -> Option<&Expiry> {
+        self.stream.expiry()
     }
 
     /// Whether the peer has closed its sending side.

@@ -111,7 +111,7 @@ where
     let mut driver = driver;
     let streams = Streams::new();
     let mut running = FuturesUnordered::new();
-    let mut draining = pin!(accept::closing(&worker.shared.drain, connection.direction));
+    let mut draining = pin!(accept::leaving(worker, connection));
     let mut drained = false;
     let mut watch = Watch::new(worker, driver.ping_pong());
     let turn = Turn::new();

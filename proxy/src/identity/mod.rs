@@ -6,6 +6,7 @@
 //! [`upstream::connect`](crate::upstream::connect) for those that are made.
 
 pub mod control_plane;
+pub mod expiry;
 pub mod files;
 pub mod jwt;
 pub mod peers;

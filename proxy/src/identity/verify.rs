@@ -218,6 +218,12 @@ pub fn subject(certificate: &CertificateDer<'_>) -> Result<SpiffeId, Refused> {
     }
 }
 
+/// When a certificate has expired, in seconds since the Unix epoch; none when it is malformed.
+pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.validity().not_after.timestamp())
+}
+
 fn refused(error: webpki::Error) -> Refused {
     use webpki::Error;
     match error {

@@ -17,6 +17,7 @@ use crate::drain::{Drain, Phase};
 use crate::http::context::Connection;
 use crate::http1;
 use crate::http2;
+use crate::identity::expiry::Expiry;
 use crate::io::Io;
 use crate::listener::detect::Detected;
 use crate::listener::orig_dst::Refusal;
@@ -65,6 +66,22 @@ pub async fn closing(drain: &Drain, direction: Direction) {
     drain.reached(phase).await;
 }
 
+/// Resolves when a connection should finish: in a drain, or because its peer is known no more.
+pub async fn leaving(worker: &Worker, connection: &Connection) {
+    let closing = closing(&worker.shared.drain, connection.direction);
+    let Some(leaves) = connection.leaves else {
+        return closing.await;
+    };
+    // Boxed: connections without it are as small as before.
+    Box::pin(async {
+        tokio::select! {
+            () = closing => {}
+            () = worker.wheel.sleep_until(leaves) => {}
+        }
+    })
+    .await;
+}
+
 fn admit(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, direction: Direction) {
     let shared = &worker.shared;
     let guard = shared.drain.guard(direction == Direction::Inbound);
@@ -100,7 +117,7 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, dir
         match Box::pin(receiving).await {
             Received::Plain(plain) => stream = plain,
             Received::Secure(io, carried) => {
-                return secure(worker, io, carried, Rc::new(connection)).await;
+                return secure(worker, io, carried, connection).await;
             }
             Received::Refused(stream, refusal) => {
                 return refuse(&worker, &stream, peer, direction, original, refusal);
@@ -139,11 +156,26 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, dir
 }
 
 /// Serves what a verified peer carries within TLS.
-async fn secure(worker: Rc<Worker>, io: Io, carried: Carried, connection: Rc<Connection>) {
-    match carried {
-        Carried::Http2 => Box::pin(http2::server::serve(worker, io, connection)).await,
-        Carried::Http1 => http1::server::serve(worker, io, connection).await,
-        Carried::Tcp => Box::pin(tcp::serve(&worker, io, &connection, None)).await,
+async fn secure(worker: Rc<Worker>, io: Io, carried: Carried, connection: Connection) {
+    let expiry = io.expiry().cloned();
+    let connection = Rc::new(Connection {
+        leaves: expiry.as_ref().map(Expiry::at),
+        ..connection
+    });
+    let wheel = worker.wheel.clone();
+    // Each in a box: they are large, and of different sizes.
+    let serving = async {
+        match carried {
+            Carried::Http2 => Box::pin(http2::server::serve(worker, io, connection)).await,
+            Carried::Http1 => Box::pin(http1::server::serve(worker, io, connection)).await,
+            Carried::Tcp => Box::pin(tcp::serve(&worker, io, &connection, None)).await,
+        }
+    };
+    match expiry {
+        Some(expiry) => {
+            expiry.watch(&wheel, serving).await;
+        }
+        None => serving.await,
     }
 }
 

@@ -86,7 +86,7 @@ pub async fn receive(
     match handshake(worker, stream, connection).await {
         Ok(session) => {
             let carried = carried(session.get_ref().1.alpn_protocol(), declared);
-            let io = Io::Tls(Box::new(TlsStream::Server(session)));
+            let io = Io::mutual_tls(TlsStream::Server(session), &worker.outlived.inbound);
             Received::Secure(io, carried)
         }
         Err(refused) => {

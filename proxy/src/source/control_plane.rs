@@ -25,8 +25,9 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use outrigger_config::wire::{
-    BUNDLE_TYPE, DELTA_PATH, DOCUMENT_TYPE, DeltaDiscoveryRequest, DeltaDiscoveryResponse, ENDPOINTS_TYPE,
-    Endpoints, Locality, MAX_MESSAGE_BYTES, Node, Status, Struct, Value, cap_diagnostics,
+    BUNDLE_TYPE, DELTA_PATH, DOCUMENT_TYPE, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+    ENDPOINTS_TYPE, Endpoints, Locality, MAX_MESSAGE_BYTES, Node, Status, Struct, Value,
+    cap_diagnostics,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};

@@ -91,7 +91,7 @@ impl Dialer {
                 let session = session
                     .map_err(|_| format!("TLS with {host}:{port} does not end"))?
                     .map_err(|e| format!("no TLS with {host}:{port}: {e}"))?;
-                Io::Tls(Box::new(TlsStream::Client(session)))
+                Io::tls(TlsStream::Client(session))
             }
         };
         http2::Builder::new(TokioExecutor::new())

@@ -68,15 +68,24 @@ pub async fn serve(
     };
     let none = Bytes::new;
     let moved = |way, count| record.moved(way, count);
-    let ended = copy::both_ways(
+    let expiry = upstream.stream.expiry().cloned();
+    let copying = copy::both_ways(
         &mut stream,
         none(),
         &mut upstream.stream,
         none(),
         idle,
         &moved,
-    )
-    .await;
+    );
+    let ended = match expiry {
+        Some(expiry) => expiry.watch(&worker.wheel, copying).await,
+        None => Some(copying.await),
+    };
+    let Some(ended) = ended else {
+        stream.reset();
+        upstream.stream.reset();
+        return record.end(Ending::Cut, Some(ErrorCode::UpstreamReset));
+    };
     if let Ended::Reset(_) = ended {
         stream.reset();
         upstream.stream.reset();
@@ -266,7 +275,8 @@ async fn open_one(
             Err(error) => Err(failed(verify::Refused::Protocol(error.to_string()))),
             Ok(config) => {
                 let stream = connect::tcp(wheel, addr, endpoint.source(), timeout).await?;
-                connect::tls(wheel, addr, stream, config, due).await
+                let outlived = &worker.outlived.outbound;
+                connect::tls(wheel, addr, stream, config, outlived, due).await
             }
         },
     };

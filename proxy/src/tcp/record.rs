@@ -35,7 +35,7 @@ pub(super) enum Ending {
     DownstreamReset,
     /// We refused it, or found no upstream.
     Refused,
-    /// The drain was over.
+    /// The drain was over, or the certificate of a peer.
     Cut,
 }
 

@@ -156,6 +156,11 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "TLS handshakes between sidecars that failed, by reason.",
     ),
     (
+        "outrigger_tls_connections_expired_total",
+        Kind::Counter,
+        "Connections that outlived their peer's certificate, by how they ended: drained, cut.",
+    ),
+    (
         "outrigger_certificate_expiry_timestamp_seconds",
         Kind::Gauge,
         "When our certificate (leaf) or the first authority of our bundle (bundle) expires.",

@@ -15,6 +15,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::clock;
+use crate::identity::expiry::Outlived;
 use crate::identity::peers::Peers;
 use crate::identity::svid::{H2, HTTP1, MESH_H2, MESH_HTTP1, Svid};
 use crate::identity::verify::Refused;
@@ -190,7 +191,7 @@ pub async fn within<T>(
     }
 }
 
-/// Puts TLS over a connection to `addr`, until `due`.
+/// Puts TLS over a connection to `addr`, until `due`; it ends as `outlived` says.
 ///
 /// # Errors
 /// [`ConnectError::Tls`]. That the peer refuses our certificate shows later, with the first read.
@@ -202,13 +203,16 @@ pub async fn tls(
     addr: SocketAddr,
     stream: TcpStream,
     config: Arc<ClientConfig>,
+    outlived: &Outlived,
     due: Option<Mono>,
 ) -> Result<Io, ConnectError> {
     // Its name is its address: who it is, the verifier asks of the certificate.
     let name = ServerName::IpAddress(addr.ip().into());
     let handshake = TlsConnector::from(config).connect(name, stream);
     let refused = match within(wheel, due, handshake).await {
-        Some(Ok(session)) => return Ok(Io::Tls(Box::new(TlsStream::Client(session)))),
+        Some(Ok(session)) => {
+            return Ok(Io::mutual_tls(TlsStream::Client(session), outlived));
+        }
         Some(Err(error)) => Refused::of(&error),
         None => Refused::TimedOut,
     };

@@ -49,6 +49,8 @@ pub struct Connection {
 struct State {
     streams: Cell<usize>,
     ended: Cell<bool>,
+    /// Nobody can send on it any more: its task ends with the last stream.
+    left: Cell<bool>,
     doorbell: Doorbell,
 }
 
@@ -58,6 +60,7 @@ struct State {
 /// h2's, when the peer does not take part in the handshake.
 pub async fn connect(stream: Io, limits: &Limits, wheel: &Wheel) -> Result<Connection, h2::Error> {
     let secured = matches!(stream, Io::Tls(_));
+    let expiry = stream.expiry().cloned();
     let (sender, mut driver) = Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)
@@ -74,7 +77,17 @@ pub async fn connect(stream: Io, limits: &Limits, wheel: &Wheel) -> Result<Conne
         accepted(&mut driver, pings).await?;
     }
     let state = Rc::new(State::default());
-    tokio::task::spawn_local(drive(driver, pings, wheel.clone(), Rc::clone(&state)));
+    let (wheel, driven) = (wheel.clone(), Rc::clone(&state));
+    tokio::task::spawn_local(async move {
+        let driving = drive(driver, pings, &wheel, &driven);
+        match expiry {
+            Some(expiry) => {
+                expiry.watch(&wheel, driving).await;
+            }
+            None => driving.await,
+        }
+        driven.ended.set(true);
+    });
     Ok(Connection {
         sender: RefCell::new(sender),
         state,
@@ -98,8 +111,8 @@ async fn accepted(driver: &mut Driver<Io, Bytes>, pings: &mut PingPong) -> Resul
 async fn drive(
     mut driver: Driver<Io, Bytes>,
     mut pings: Option<PingPong>,
-    wheel: Wheel,
-    state: Rc<State>,
+    wheel: &Wheel,
+    state: &State,
 ) {
     let mut timer = wheel.sleep_until(clock::now() + PING_EVERY);
     let mut asked = false;
@@ -126,7 +139,6 @@ async fn drive(
         }
     })
     .await;
-    state.ended.set(true);
 }
 
 impl Connection {
@@ -220,6 +232,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         // The sender goes next, and the task must notice.
+        self.state.left.set(true);
         self.settle();
     }
 }
@@ -360,8 +373,9 @@ pub struct ResponseStream {
 
 impl Drop for ResponseStream {
     fn drop(&mut self) {
-        // Beside others, and where something is left to be said of it, the task runs anyway.
-        let last = self.state.streams.get() == 0;
+        // Beside others, and where something is left to be said of it, the task runs anyway. Where
+        // nobody is left who would settle what is owed, it must.
+        let last = self.state.streams.get() == 0 && !self.state.left.get();
         if last && self.upload.is_none() && self.is_end_stream() {
             let state = Rc::clone(&self.state);
             state.doorbell.mute(|| self.recv = None);

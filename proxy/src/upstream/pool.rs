@@ -27,6 +27,7 @@ use crate::http::body::RequestBody;
 use crate::http::incoming::{Incoming, PeerError};
 use crate::http1::client;
 use crate::http1::wire::Wire;
+use crate::identity::expiry::{Expiry, Outlived};
 use crate::identity::verify::Refused;
 use crate::io::Io;
 use crate::upstream::connect::{self, ConnectError, Limits, Protocol, Secure, Target};
@@ -56,15 +57,17 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 pub struct Pools {
     wheel: Wheel,
     limits: Limits,
+    outlived: Outlived,
     pools: RefCell<HashMap<Target, Rc<Pool>, foldhash::fast::RandomState>>,
 }
 
 impl Pools {
     /// No connections yet.
-    pub fn new(wheel: Wheel, limits: Limits) -> Self {
+    pub fn new(wheel: Wheel, limits: Limits, outlived: Outlived) -> Self {
         Self {
             wheel,
             limits,
+            outlived,
             pools: RefCell::default(),
         }
     }
@@ -176,6 +179,7 @@ impl Pool {
                 // Boxed: large, and rare beside requests.
                 let stream = Box::pin(self.connect(pools, params)).await?;
                 let connection = Http1 {
+                    leaves: stream.expiry().map(Expiry::at),
                     connection: client::Connection::new(stream, pools.limits.http1()),
                     since: clock::now(),
                     made: clock::now(),
@@ -203,7 +207,7 @@ impl Pool {
     fn take_idle(&self) -> Option<Http1> {
         let mut idle = self.idle.borrow_mut();
         while let Some(connection) = idle.pop() {
-            if connection.connection.is_ready() {
+            if connection.connection.is_ready() && !has_left(connection.leaves, clock::now()) {
                 return Some(connection);
             }
         }
@@ -248,8 +252,9 @@ impl Pool {
         let mut shared = self.shared.borrow_mut();
         shared.retain(|connection| !connection.connection.is_closed());
         let fresh = |connection: &Rc<Http2>| {
-            params.max_age.is_zero()
-                || clock::now().saturating_since(connection.made) < params.max_age
+            let young = params.max_age.is_zero()
+                || clock::now().saturating_since(connection.made) < params.max_age;
+            young && !has_left(connection.leaves, clock::now())
         };
         let connection = shared
             .iter()
@@ -268,6 +273,7 @@ impl Pool {
     ) -> Result<(), ConnectError> {
         let due = connect::due(params.connect_timeout);
         let stream = self.connect(pools, params).await?;
+        let leaves = stream.expiry().map(Expiry::at);
         let addr = self.target.addr;
         let opening = http2::connect(stream, &pools.limits, &pools.wheel);
         let connection = match self.tls {
@@ -286,6 +292,7 @@ impl Pool {
         };
         self.shared.borrow_mut().push(Rc::new(Http2 {
             connection: Rc::new(connection),
+            leaves,
             made: clock::now(),
             since: Cell::new(clock::now()),
             slot,
@@ -301,7 +308,7 @@ impl Pool {
             return Ok(Io::Plain(stream));
         };
         let config = Arc::clone(config);
-        connect::tls(&pools.wheel, addr, stream, config, due).await
+        connect::tls(&pools.wheel, addr, stream, config, &pools.outlived, due).await
     }
 
     fn sweep(&self, now: Mono, outlived: bool) {
@@ -313,14 +320,16 @@ impl Pool {
         let stale = |since: Mono| {
             !params.idle_timeout.is_zero() && now.saturating_since(since) >= params.idle_timeout
         };
-        self.idle
-            .borrow_mut()
-            .retain(|c| !outlived && c.connection.is_ready() && !old(c.made) && !stale(c.since));
+        self.idle.borrow_mut().retain(|c| {
+            let kept = !outlived && !has_left(c.leaves, now);
+            kept && c.connection.is_ready() && !old(c.made) && !stale(c.since)
+        });
         self.shared.borrow_mut().retain(|c| {
             c.connection.settle();
             let unused = c.connection.streams() == 0;
             let spent = outlived || stale(c.since.get());
-            !(c.connection.is_closed() || old(c.made) || (unused && spent))
+            let gone = c.connection.is_closed() || has_left(c.leaves, now);
+            !(gone || old(c.made) || (unused && spent))
         });
     }
 
@@ -399,8 +408,14 @@ impl Drop for Flight<'_> {
     }
 }
 
+/// Whether the certificate of a connection's peer has expired by `now`.
+fn has_left(leaves: Option<Mono>, now: Mono) -> bool {
+    leaves.is_some_and(|at| at <= now)
+}
+
 struct Http1 {
     connection: Rc<client::Connection>,
+    leaves: Option<Mono>,
     made: Mono,
     since: Mono,
     _slot: Slot,
@@ -408,6 +423,7 @@ struct Http1 {
 
 struct Http2 {
     connection: Rc<http2::Connection>,
+    leaves: Option<Mono>,
     made: Mono,
     since: Cell<Mono>,
     slot: Slot,

@@ -5,6 +5,7 @@
 mod authority;
 mod authorization;
 mod envoy;
+mod expiry;
 mod mesh;
 mod messages;
 mod modes;

@@ -82,7 +82,7 @@ pub(super) async fn post(
             let session = TlsConnector::from(config).connect(name, stream).await;
             let session =
                 session.map_err(|error| Failure::Unanswered("tls_failed", chain(&error)))?;
-            Io::Tls(Box::new(TlsStream::Client(session)))
+            Io::tls(TlsStream::Client(session))
         }
     };
     ask(io, url, fields, body).await
