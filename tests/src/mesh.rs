@@ -10,6 +10,7 @@ use outrigger_control_plane::ControlPlaneBootstrap;
 use outrigger_control_plane::ca::make;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
 use crate::client::{self, Answer, Ask};
@@ -379,6 +380,8 @@ pub struct Plane {
     more: Value,
     running: Option<outrigger_control_plane::Running>,
     addresses: Option<(SocketAddr, SocketAddr)>,
+    /// Its ports while it is stopped, so that nobody else gets them.
+    kept: Vec<TcpSocket>,
 }
 
 impl Plane {
@@ -397,6 +400,7 @@ impl Plane {
             more: json!({}),
             running: None,
             addresses: None,
+            kept: Vec::new(),
         };
         for (name, text) in files {
             plane.write(name, text);
@@ -478,6 +482,7 @@ impl Plane {
         let (discovery, admin) = self.addresses.unwrap_or((any, any));
         bootstrap.listen.discovery = Some(OneOrMany(vec![discovery]));
         bootstrap.listen.admin = Some(OneOrMany(vec![admin]));
+        self.kept.clear();
         let running = outrigger_control_plane::start(bootstrap)
             .await
             .expect("started");
@@ -488,6 +493,17 @@ impl Plane {
     /// Ends it.
     pub async fn stop(&mut self) {
         self.running.take().expect("it runs").shutdown().await;
+        let (discovery, admin) = self.addresses.expect("it was started");
+        // Bound, but nobody listens: who connects is refused, as by a dead process.
+        self.kept = [discovery, admin]
+            .into_iter()
+            .map(|addr| {
+                let socket = TcpSocket::new_v4().expect("a socket");
+                socket.set_reuseaddr(true).expect("set");
+                socket.bind(addr).expect("bound");
+                socket
+            })
+            .collect();
     }
 
     /// Forgets its state.
