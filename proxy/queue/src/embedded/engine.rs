@@ -20,7 +20,9 @@ use super::codec::Known;
 use super::entries::Entry;
 use super::index::{Index, Taken};
 use super::options::{FreeSpace, Options, default_headroom};
-use super::rows::{Expiring, Fault, Found, Table, WriteSet, exists, fetch, idem_key};
+use super::rows::{
+    Expiring, Fault, Found, Table, WriteSet, exists, fetch, idem_key, seal_last_commit,
+};
 use super::shared::Shared;
 use crate::backend::{
     CancelOutcome, Conclusion, Counts, DueCursor, Durability, EnqueueError, EnqueueOutcome, Lease,
@@ -41,6 +43,8 @@ pub(super) struct Engine {
     dirty_totals: BTreeSet<String>,
     /// When the first uncommitted change was made.
     dirty_since: Option<Instant>,
+    /// The last commit is not sealed.
+    unsealed: bool,
     ops: u64,
     settled: RecentlySettled,
     last_token: u64,
@@ -64,6 +68,7 @@ impl Engine {
             writes: WriteSet::default(),
             dirty_totals: BTreeSet::new(),
             dirty_since: None,
+            unsealed: false,
             ops: 0,
             settled: RecentlySettled::default(),
             last_token,
@@ -112,7 +117,20 @@ impl Engine {
         figures.commit_us.fetch_add(us, Relaxed);
         figures.last_commit_us.store(us, Relaxed);
         self.dirty_since = None;
+        self.unsealed = true;
         self.shared.all_written();
+        Ok(())
+    }
+
+    pub(super) fn is_unsealed(&self) -> bool {
+        self.unsealed
+    }
+
+    /// Makes sure that the last commit is never taken for one that did not succeed.
+    pub(super) fn seal(&mut self, db: &Database) -> Result<(), Fault> {
+        if std::mem::take(&mut self.unsealed) {
+            seal_last_commit(db)?;
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write as _};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use redb::backends::FileBackend;
@@ -142,15 +142,49 @@ fn is_full(error: &io::Error) -> bool {
     )
 }
 
+/// Says that a flush failed. What it should have written may be in the system's memory, marked as
+/// written and read from there, but not on disk, and no later flush would put it there.
+pub(super) type Doubt = Arc<AtomicBool>;
+
+/// Bytes that are written again at a time.
+const AGAIN: u64 = 1 << 20;
+
+/// Writes a file as it is read, so that a flush puts all of it on disk.
+fn write_again(file: &dyn StorageBackend) -> io::Result<()> {
+    let len = file.len()?;
+    let mut block = vec![0; AGAIN as usize];
+    for offset in (0..len).step_by(AGAIN as usize) {
+        let part = &mut block[..AGAIN.min(len - offset) as usize];
+        file.read(offset, part)?;
+        file.write(offset, part)?;
+    }
+    file.sync_data()
+}
+
 /// The store's file, with the ballast behind it.
 pub(super) struct StoreFile {
     below: Box<dyn StorageBackend>,
     ballast: Arc<Ballast>,
+    doubt: Doubt,
 }
 
 impl StoreFile {
-    pub(super) fn new(below: Box<dyn StorageBackend>, ballast: Arc<Ballast>) -> Self {
-        Self { below, ballast }
+    pub(super) fn new(
+        below: Box<dyn StorageBackend>,
+        ballast: Arc<Ballast>,
+        doubt: Doubt,
+    ) -> io::Result<Self> {
+        let file = Self {
+            below,
+            ballast,
+            doubt,
+        };
+        if file.doubt.load(Relaxed) {
+            warn!("a flush of the queue store failed; its file is written again");
+            write_again(&file)?;
+            file.doubt.store(false, Relaxed);
+        }
+        Ok(file)
     }
 
     /// Does it, and once more if there was no room before the ballast went.
@@ -183,6 +217,9 @@ impl StorageBackend for StoreFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let synced = self.below.sync_data();
+        if synced.is_err() {
+            self.doubt.store(true, Relaxed);
+        }
         if synced.as_ref().is_err_and(is_full) {
             // Never tried again: what it did not write may be gone from memory. The next opening
             // finds the room.

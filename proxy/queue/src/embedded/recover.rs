@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use outrigger_core::time::UnixMillis;
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _};
@@ -96,16 +96,35 @@ fn open_checked(
         }
         other => damaged(other.to_string()),
     };
-    let below = StoreFile::new(medium(open).map_err(why)?, Arc::clone(&shared.ballast));
+    let below = StoreFile::new(
+        medium(open).map_err(why)?,
+        Arc::clone(&shared.ballast),
+        Arc::clone(&shared.doubt),
+    )?;
+    let taken_back = Arc::new(AtomicBool::new(false));
+    let tell = Arc::clone(&taken_back);
     let created = catch_unwind(AssertUnwindSafe(|| {
         Database::builder()
             .set_cache_size(options.cache_bytes)
             .set_check_integrity_on_open(true)
+            .set_repair_callback(move |repair| {
+                // It says so at 0.3 only when the newest commit is not whole.
+                if (0.2..0.5).contains(&repair.progress()) {
+                    tell.store(true, Relaxed);
+                }
+            })
             .create_with_backend(below)
     }));
     let db = created
         .map_err(|_| damaged("opening it panicked".to_owned()))?
         .map_err(why)?;
+    if taken_back.load(Relaxed) {
+        warn!(
+            file = %file.display(),
+            "the last commit before the store ended was not whole and is taken back; \
+             nobody was told that it succeeded, unless the file was damaged within a second of it"
+        );
+    }
     volume::sync_dir(dir)?;
     match ensure_schema(&db)? {
         Ok(()) => Ok((db, id)),

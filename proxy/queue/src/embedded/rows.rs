@@ -205,11 +205,11 @@ impl WriteSet {
         }
     }
 
-    /// Writes everything and flushes it. Two-phase: a torn commit can never look whole.
+    /// Writes everything and flushes it, once: should the power fail meanwhile, the engine finds by
+    /// its checksums that the commit is not whole and takes it back.
     pub(super) fn commit(&mut self, db: &Database) -> Result<(), Fault> {
         let mut tx = db.begin_write()?;
         tx.set_durability(Durability::Immediate)?;
-        tx.set_two_phase_commit(true);
         let mut rows = std::mem::take(&mut self.rows).into_iter().peekable();
         while let Some(((table, _), _)) = rows.peek() {
             let table = *table;
@@ -224,6 +224,16 @@ impl WriteSet {
         tx.commit()?;
         Ok(())
     }
+}
+
+/// Commits nothing, in two phases: from here on the commit before is known to have been whole, and
+/// damage to it is damage, however the process ends.
+pub(super) fn seal_last_commit(db: &Database) -> Result<(), Fault> {
+    let mut tx = db.begin_write()?;
+    tx.set_durability(Durability::Immediate)?;
+    tx.set_two_phase_commit(true);
+    tx.commit()?;
+    Ok(())
 }
 
 /// Makes the tables of a new file and those that an older one lacks.

@@ -4,22 +4,27 @@
 //! rows have checksums of ours, so every row that can still be reached is copied as it is; opening
 //! then quarantines the damaged ones as ever, and a message that no row speaks of any more shows as
 //! conservation drift. The damaged file stays beside the new one, for a human.
+//!
+//! It is read as a process reads a file that another one is writing: nothing is checked, repaired or
+//! changed first, so that it does not matter whether it was ever closed.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use redb::{Database, ReadTransaction, ReadableDatabase as _, StorageBackend};
+use redb::{
+    BackendError, ConcurrencyMode, Database, ReadTransaction, ReadableDatabase as _, StorageBackend,
+};
 use tracing::{error, warn};
 
-use super::medium::{Ballast, Medium, StoreFile};
+use super::medium::{Ballast, Doubt, Medium, StoreFile};
 use super::recover::FILE;
 use super::rows::{Fault, Table, ensure_schema};
 use super::volume;
-use crate::signal::lock;
 
 /// The copy, until it is whole.
 const COPY: &str = "queue.redb.salvage";
@@ -77,21 +82,27 @@ fn copy(
     };
     let mut how = File::options();
     let damaged_file = medium(how.read(true).write(true).open(dir.join(FILE))?)?;
-    // Without the check that it failed; the engine may panic over what it finds.
+    // The engine may panic over what it finds.
     let guarded = |work: &mut dyn FnMut() -> Result<(), Fault>| {
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(unreadable()))
     };
-    let mut below = Some(Scratch::over(damaged_file));
+    let mut below = Some(Unchecked {
+        below: damaged_file,
+        reading: AtomicBool::new(false),
+    });
     let mut source = None;
     guarded(&mut || {
         if let Some(below) = below.take() {
-            source = Some(builder().create_with_backend(below)?);
+            let mut builder = builder();
+            builder.set_concurrency_mode(ConcurrencyMode::SingleWriter);
+            source = Some(builder.open_read_only_with_backend(below)?);
         }
         Ok(())
     })?;
     let source = source.ok_or_else(unreadable)?;
     let new = medium(how.create(true).truncate(true).open(dir.join(COPY))?)?;
-    let target = builder().create_with_backend(StoreFile::new(new, Arc::clone(ballast)))?;
+    let new = StoreFile::new(new, Arc::clone(ballast), Doubt::default())?;
+    let target = builder().create_with_backend(new)?;
     let _new = ensure_schema(&target)?;
     let (mut kept, mut damaged) = (0, Vec::new());
     for table in Table::ALL {
@@ -192,104 +203,63 @@ fn write(target: &Database, table: Table, rows: &[Row]) -> Result<u64, Fault> {
     Ok(new)
 }
 
-/// A file whose changes are kept in memory, so that the damaged one stays as it was found. The
-/// engine makes a few when it opens and closes a file, and none while it is read.
+/// A file that pretends to have a writer, who would see to what is not clean about it. Its directory
+/// is locked, so there is none.
 #[derive(Debug)]
-struct Scratch {
+struct Unchecked {
     below: Box<dyn StorageBackend>,
-    changed: Mutex<Changed>,
+    /// The engine has come to read the header. What it asks before is whether a process with other
+    /// rules has the file, and after, whether there is a writer.
+    reading: AtomicBool,
 }
 
-#[derive(Debug, Default)]
-struct Changed {
-    blocks: HashMap<u64, Box<[u8]>>,
-    len: u64,
-}
-
-/// What is kept of a change, in bytes; not that of the engine's pages.
-const BLOCK: u64 = 4096;
-
-impl Scratch {
-    fn over(below: Box<dyn StorageBackend>) -> Self {
-        let changed = Changed {
-            len: below.len().unwrap_or(0),
-            ..Changed::default()
-        };
-        Self {
-            below,
-            changed: Mutex::new(changed),
-        }
-    }
-
-    /// A block as it is below; zeros beyond the end.
-    fn block(&self, n: u64) -> io::Result<Box<[u8]>> {
-        let mut block = vec![0; BLOCK as usize].into_boxed_slice();
-        let there = self.below.len()?.saturating_sub(n * BLOCK).min(BLOCK);
-        self.below.read(n * BLOCK, &mut block[..there as usize])?;
-        Ok(block)
-    }
-}
-
-/// The parts of `len` bytes from `offset`, by block: its number, where in it, where in the bytes,
-/// how many.
-fn blocks(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, usize)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        let at = offset + done as u64;
-        let within = (at % BLOCK) as usize;
-        let part = (len - done).min(BLOCK as usize - within);
-        let found = (part > 0).then_some((at / BLOCK, within, done, part));
-        done += part;
-        found
-    })
-}
-
-impl StorageBackend for Scratch {
+impl StorageBackend for Unchecked {
     fn len(&self) -> io::Result<u64> {
-        Ok(lock(&self.changed).len)
+        self.below.len()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let changed = lock(&self.changed);
-        if offset.saturating_add(out.len() as u64) > changed.len {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if changed.blocks.is_empty() {
-            return self.below.read(offset, out);
-        }
-        for (n, within, at, part) in blocks(offset, out.len()) {
-            let out = &mut out[at..at + part];
-            match changed.blocks.get(&n) {
-                Some(block) => out.copy_from_slice(&block[within..within + part]),
-                None => out.copy_from_slice(&self.block(n)?[within..within + part]),
-            }
-        }
-        Ok(())
+        self.below.read(offset, out)
     }
 
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        lock(&self.changed).len = len;
-        Ok(())
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 
     fn sync_data(&self) -> io::Result<()> {
         Ok(())
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut changed = lock(&self.changed);
-        for (n, within, at, part) in blocks(offset, data.len()) {
-            let mut block = match changed.blocks.remove(&n) {
-                Some(block) => block,
-                None => self.block(n)?,
-            };
-            block[within..within + part].copy_from_slice(&data[at..at + part]);
-            changed.blocks.insert(n, block);
-        }
-        Ok(())
+    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 
     fn close(&self) -> io::Result<()> {
         self.below.close()
+    }
+
+    fn try_lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<bool, BackendError> {
+        Ok(true)
+    }
+
+    fn try_lock_shared_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<bool, BackendError> {
+        Ok(true)
+    }
+
+    fn lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn lock_shared_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<(), BackendError> {
+        self.reading.store(true, Relaxed);
+        Ok(())
+    }
+
+    fn unlock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn query_lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<bool, BackendError> {
+        Ok(self.reading.load(Relaxed))
     }
 }

@@ -8,7 +8,7 @@ use outrigger_core::time::UnixMillis;
 use redb::Database;
 use tokio::sync::{oneshot, watch};
 
-use super::medium::Ballast;
+use super::medium::{Ballast, Doubt};
 use super::options::OpenError;
 use super::rows::Fault;
 use crate::backend::{
@@ -44,6 +44,7 @@ pub(super) struct Shared {
     unwritten: Mutex<HashSet<MessageId>>,
     unwritten_bytes: AtomicU64,
     pub(super) ballast: Arc<Ballast>,
+    pub(super) doubt: Doubt,
     pub(super) figures: Figures,
 }
 
@@ -88,6 +89,7 @@ impl Shared {
             unwritten: Mutex::default(),
             unwritten_bytes: AtomicU64::new(0),
             ballast: Arc::new(ballast),
+            doubt: Doubt::default(),
             figures: Figures::default(),
         }
     }

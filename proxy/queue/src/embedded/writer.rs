@@ -30,6 +30,8 @@ use crate::record::{later, weight_of};
 const MAX_BATCH_OPS: usize = 4096;
 /// Most request bytes in one commit.
 const MAX_BATCH_BYTES: u64 = 8 << 20;
+/// After so long without anything to do, the last commit is sealed.
+const SEAL_AFTER: Duration = Duration::from_secs(1);
 /// First pause before reopening; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
@@ -310,19 +312,24 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits for something to do, then takes what else is there. Empty: the ride-along is due.
+    /// Waits for something to do, then takes what else is there. Empty: the ride-along is due, or
+    /// the last commit is to be sealed.
     fn collect(&self, engine: &Engine) -> Vec<Op> {
-        let first = match engine.dirty_since() {
-            None => self.ops.recv().unwrap_or(Op::Close { reply: None }),
+        let patience = match engine.dirty_since() {
             Some(since) => {
                 let due = since + self.options.ride_along;
-                let left = due.saturating_duration_since(clock::instant());
-                match self.ops.recv_timeout(left) {
-                    Ok(op) => op,
-                    Err(RecvTimeoutError::Timeout) => return Vec::new(),
-                    Err(RecvTimeoutError::Disconnected) => Op::Close { reply: None },
-                }
+                Some(due.saturating_duration_since(clock::instant()))
             }
+            None => engine.is_unsealed().then_some(SEAL_AFTER),
+        };
+        let received = match patience {
+            None => self.ops.recv().map_err(RecvTimeoutError::from),
+            Some(patience) => self.ops.recv_timeout(patience),
+        };
+        let first = match received {
+            Ok(op) => op,
+            Err(RecvTimeoutError::Timeout) => return Vec::new(),
+            Err(RecvTimeoutError::Disconnected) => Op::Close { reply: None },
         };
         let mut bytes = weight(&first);
         let mut batch = vec![first];
@@ -351,6 +358,7 @@ impl Writer {
         let mut disk = None;
         let mut must_commit = false;
         let failed = |fault: &Fault| self.stop_taking_work(fault);
+        let nothing_to_do = batch.is_empty() && !engine.is_dirty();
         for op in batch {
             match op {
                 Op::Enqueue {
@@ -437,6 +445,9 @@ impl Writer {
             .is_some_and(|since| since.elapsed() >= self.options.ride_along);
         if must_commit || ride_along_due || close.is_some() {
             self.commit(engine, file, &mut reads).inspect_err(failed)?;
+        }
+        if nothing_to_do {
+            engine.seal(file.db).inspect_err(failed)?;
         }
         after_commit.into_iter().for_each(|done| done());
         for op in rest {

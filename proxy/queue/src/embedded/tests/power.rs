@@ -351,5 +351,10 @@ async fn a_flush_that_fails_acknowledges_nothing_and_the_store_goes_on() {
     enqueue(&store, 3).await.unwrap();
     let known = store.status(id(1)).await.unwrap();
     assert!(known.is_some_and(|view| view.state == State::Queued));
+    // What the failed flush should have written reads as if it were there; it must be on disk
+    // before anything is built on it.
+    lock(&disk).off = true;
     store.close().await;
+    std::fs::write(dir.path().join(recover::FILE), &lock(&disk).durable).unwrap();
+    assert_eq!(lost(dir.path(), &[1, 3]).await, Vec::<u64>::new());
 }
