@@ -2,6 +2,7 @@
 //!
 //! Owns their types, defaults and checks. Everything that is hot is mesh config.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -128,6 +129,9 @@ pub struct Workload {
     pub service_account: Option<String>,
     /// For locality. Default: none.
     pub zone: Option<String>,
+    /// Free facts, by which the control plane chooses who tries a config first.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Workload {
@@ -491,6 +495,8 @@ pub struct ControlPlaneBootstrap {
     /// A registry answer that loses more than this share of a service's endpoints at once is not
     /// believed at first. Default 50; 0 believes everything.
     pub protect_shrink: Option<Percent>,
+    /// How a new config reaches the sidecars. Default: all at once.
+    pub rollout: Option<RolloutSpec>,
 }
 
 impl ControlPlaneBootstrap {
@@ -526,6 +532,27 @@ impl ControlPlaneBootstrap {
             *path = base.join(&*path);
         }
     }
+}
+
+/// How a new config reaches the sidecars.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RolloutSpec {
+    /// Some sidecars try it first; when any of them refuses it, all go on with the one before.
+    pub canary: Option<CanarySpec>,
+}
+
+/// Which sidecars try a new config, and for how long; at most one of `percent` and `labels`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CanarySpec {
+    /// This share of the connected ones, one at least, of different services where it can be.
+    /// Default 10.
+    pub percent: Option<Percent>,
+    /// Those whose `workload.labels` have all of these.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// How long they run it before the others get it. Default 30s.
+    pub bake: Option<Dur>,
 }
 
 /// Where the control plane listens; each takes one address or a list.
@@ -904,6 +931,26 @@ fn check_control_plane(bootstrap: &ControlPlaneBootstrap, findings: &mut Finding
         );
     }
     check_authority(bootstrap, findings);
+    let canary = bootstrap.rollout.as_ref().and_then(|r| r.canary.as_ref());
+    if let Some(canary) = canary {
+        check_canary(canary, findings);
+    }
+}
+
+fn check_canary(canary: &CanarySpec, findings: &mut Findings<'_>) {
+    let labels = canary.labels.as_ref();
+    if canary.percent.is_some() && labels.is_some() {
+        let message = "at most one of percent, labels may be set";
+        findings.error("E105", "rollout.canary.labels", message);
+    }
+    if labels.is_some_and(BTreeMap::is_empty) {
+        let message = "no labels would be everybody; name one, or use percent";
+        findings.error("E409", "rollout.canary.labels", message);
+    }
+    if canary.percent == Some(Percent(0)) {
+        let message = "nobody would try it; leave canary out to push to all at once";
+        findings.error("E409", "rollout.canary.percent", message);
+    }
 }
 
 fn check_authority(bootstrap: &ControlPlaneBootstrap, findings: &mut Findings<'_>) {

@@ -131,7 +131,8 @@ pub struct Node {
     /// The service that the sidecar stands beside.
     #[prost(string, tag = "2")]
     pub cluster: String,
-    /// Further facts; Outrigger's sidecar says `namespace` and `serviceAccount`.
+    /// Further facts; Outrigger's sidecar says `namespace`, `serviceAccount` and
+    /// `labels`.
     #[prost(message, optional, tag = "3")]
     pub metadata: Option<Struct>,
     /// Where it runs.
@@ -149,6 +150,16 @@ impl Node {
     /// A text member of the metadata, or `None` when it is absent or not a text.
     pub fn metadata_text(&self, key: &str) -> Option<&str> {
         self.metadata.as_ref()?.text(key)
+    }
+
+    /// The texts among the members of an object of the metadata.
+    pub fn metadata_texts(&self, key: &str) -> BTreeMap<String, String> {
+        let member = self.metadata.as_ref().and_then(|m| m.fields.get(key));
+        let Some(Kind::Struct(object)) = member.and_then(|value| value.kind.as_ref()) else {
+            return BTreeMap::new();
+        };
+        let text = |name: &String| Some((name.clone(), object.text(name)?.to_owned()));
+        object.fields.keys().filter_map(text).collect()
     }
 }
 
@@ -215,6 +226,17 @@ pub struct Value {
 }
 
 impl Value {
+    /// An object of texts.
+    pub fn texts(texts: &BTreeMap<String, String>) -> Self {
+        let fields = texts.iter();
+        let fields = fields.map(|(key, text)| (key.clone(), Self::text(text)));
+        Self {
+            kind: Some(Kind::Struct(Struct {
+                fields: fields.collect(),
+            })),
+        }
+    }
+
     /// A text value.
     pub fn text(text: impl Into<String>) -> Self {
         Self {
@@ -460,6 +482,10 @@ mod tests {
         let fields = BTreeMap::from([
             ("namespace".to_owned(), Value::text("shop")),
             (
+                "labels".to_owned(),
+                Value::texts(&[("track".to_owned(), "canary".to_owned())].into()),
+            ),
+            (
                 "n".to_owned(),
                 Value {
                     kind: Some(Kind::Number(1.0)),
@@ -474,5 +500,8 @@ mod tests {
         assert_eq!(node.metadata_text("namespace"), Some("shop"));
         assert_eq!(node.metadata_text("n"), None);
         assert_eq!(node.metadata_text("other"), None);
+        assert_eq!(node.metadata_text("labels"), None);
+        assert_eq!(node.metadata_texts("labels")["track"], "canary");
+        assert!(node.metadata_texts("namespace").is_empty());
     }
 }

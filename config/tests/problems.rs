@@ -895,6 +895,24 @@ fn bootstrap_problems() {
         "W402",
         &["3 @join join: without ca nobody signs for who joins"],
     );
+    let canary = |canary: &str, code: &str, expected: &str| {
+        plane(&format!("rollout: {{canary: {canary}}}"), code, &[expected]);
+    };
+    canary(
+        "{percent: 5, labels: {a: b}}",
+        "E105",
+        "3 @labels rollout.canary.labels: at most one of percent, labels may be set",
+    );
+    canary(
+        "{labels: {}}",
+        "E409",
+        "3 @labels rollout.canary.labels: no labels would be everybody; name one, or use percent",
+    );
+    canary(
+        "{percent: 0}",
+        "E409",
+        "3 @0 rollout.canary.percent: nobody would try it; leave canary out to push to all at once",
+    );
 }
 
 #[test]

@@ -1,22 +1,21 @@
 //! The control plane as a whole: its state, its tasks, its start and its end.
 //!
-//! Owns the current config, the decision to take up or refuse a new one, and the publication of
-//! the picture that all streams follow. Start-up is the first update. Stands on the life of a
+//! Owns the current config and the publication of the picture that all streams follow. Which
+//! config that is, is decided in `decide`. Start-up is the first update. Stands on the life of a
 //! config update, in its middle.
-//!
-//! A config with any error is refused whole and the last good one goes on being pushed; it is also
-//! on disk, and is served after a restart while the files are broken.
 
+mod decide;
+
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use outrigger_config::bootstrap::{ControlPlaneBootstrap, OneOrMany};
 use outrigger_config::wire::ENDPOINTS_TYPE;
-use outrigger_config::{Loaded, Problem, Severity, Source, load, read_sources};
+use outrigger_config::{Problem, Source};
 use outrigger_registry::Sources;
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -28,12 +27,14 @@ use tracing::{error, info, warn};
 use crate::ca::Authority;
 use crate::ca::credentials::TokenReview;
 use crate::discovery::server::{self, Hub};
-use crate::history::{By, History};
+use crate::history::History;
 use crate::metrics::{self, Counters, Gauges, Process};
 use crate::proxies::Proxies;
 use crate::registry::{Registry, SWEEP_EVERY};
-use crate::render::{Resources, render};
+use crate::render::render;
+use crate::rollout::{Policy, Trial};
 use crate::security::Guard;
+use crate::shown::Shown;
 use crate::source::file::Watch;
 use crate::state::{StateDir, StateError};
 use crate::stop::Stopper;
@@ -95,7 +96,8 @@ pub enum ConfigSource {
     File,
     /// The copy in the state directory: the files were unusable at start.
     LastGood,
-    /// An earlier version that somebody went back to; the files say another.
+    /// An earlier version, because somebody went back to it or a sidecar refused the one of the
+    /// files.
     Rollback,
 }
 
@@ -123,9 +125,22 @@ pub struct Rejected {
     pub problems: Vec<Problem>,
 }
 
+/// A config that some sidecars try before the others get it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The config.
+    pub config: Arc<Config>,
+    /// When the trial began, in milliseconds since 1970.
+    pub began: u64,
+    /// How it goes.
+    pub trial: Trial,
+    warnings: Vec<Problem>,
+}
+
 #[derive(Debug, Default)]
 struct ConfigState {
     current: Option<Current>,
+    candidate: Option<Candidate>,
     rejected: Option<Rejected>,
 }
 
@@ -144,7 +159,9 @@ pub struct App {
     pub sources: Sources,
     /// What was found there when the last picture was made.
     discovered: Mutex<Discovered>,
-    resources: watch::Sender<Option<Arc<Resources>>>,
+    resources: watch::Sender<Option<Shown>>,
+    /// Whether and by whom a new config is tried before everybody gets it.
+    pub canary: Option<Policy>,
     state: Arc<StateDir>,
     /// Who may use the discovery listener, and the authority behind it.
     pub guard: Guard,
@@ -172,6 +189,25 @@ impl App {
         self.config_state().rejected.clone()
     }
 
+    /// The config that some sidecars try.
+    pub fn candidate(&self) -> Option<Candidate> {
+        self.config_state().candidate.clone()
+    }
+
+    /// Every service of the config being pushed and of one on trial, with where its endpoints come
+    /// from; `None` until there was a good config.
+    pub fn services(&self) -> Option<BTreeMap<String, Origin>> {
+        let state = self.config_state();
+        let mut services = state.current.as_ref()?.config.services.clone();
+        if let Some(candidate) = &state.candidate {
+            for (service, origin) in &candidate.config.services {
+                let origin = || origin.clone();
+                services.entry(service.clone()).or_insert_with(origin);
+            }
+        }
+        Some(services)
+    }
+
     /// Reads the registry.
     pub fn with_registry<T>(&self, read: impl FnOnce(&Registry) -> T) -> T {
         read(&lock(&self.registry))
@@ -197,6 +233,7 @@ impl App {
             proxies_connected: self.proxies.connected_count(),
             config_applied: current.as_ref().map_or(0, |c| c.applied),
             config_version: current.map(|c| c.config.version.clone()),
+            on_trial: self.candidate().is_some(),
             instances: counts
                 .into_iter()
                 .map(|((s, state), n)| (s, state, n))
@@ -219,222 +256,6 @@ impl App {
         expiries
     }
 
-    /// Reads the files, and takes the config up or refuses it.
-    async fn reload(self: &Arc<Self>) {
-        let app = self.clone();
-        let work = move || {
-            let sources = read_sources(&app.config_path);
-            // The watch may have seen half of a save and this reading all of it; then the next
-            // reading is the same, and has been decided about.
-            let last = lock(&app.offered).take();
-            if let Ok(sources) = &sources {
-                *lock(&app.offered) = Some(sources.clone());
-                if last.as_ref() == Some(sources) {
-                    return;
-                }
-            }
-            app.offer(sources.map(|sources| load(&sources)));
-        };
-        if let Err(e) = tokio::task::spawn_blocking(work).await {
-            error!(error = %e, "config check failed; what was pushed before stays");
-        }
-    }
-
-    /// Decides about a config that was read. Blocks on the disk.
-    fn offer(&self, read: io::Result<Loaded>) {
-        let _deciding = lock(&self.deciding);
-        let loaded = match read {
-            Ok(loaded) => loaded,
-            Err(e) => return self.reject(vec![unreadable(&self.config_path, e.to_string())]),
-        };
-        let Some(mesh) = loaded.mesh.filter(|_| !loaded.report.has_errors()) else {
-            return self.reject(loaded.report.problems);
-        };
-        if mesh.documents.is_empty() {
-            let nothing = "no documents here; an empty config is not pushed";
-            return self.reject(vec![unreadable(&self.config_path, nothing.into())]);
-        }
-        for problem in &loaded.report.problems {
-            warn!(%problem, "config warning");
-        }
-        let config = Config::new(&mesh);
-        let version = config.version.as_str();
-        if self.config_state().rejected.take().is_some() {
-            info!(version, "the config files are good again");
-        }
-        if !lock(&self.history).admits(version) {
-            info!(
-                version,
-                "the files say what was rolled back; it is not taken up"
-            );
-            return;
-        }
-        self.keep(&config, By::Files);
-        self.take_up(config, ConfigSource::File, loaded.report.problems);
-    }
-
-    /// Keeps a config that is about to be pushed, and its place among the others.
-    fn keep(&self, config: &Config, by: By) {
-        if let Err(e) = self.state.save_config(config) {
-            warn!(error = %e, "the last good config was not saved");
-        }
-        let mut history = lock(&self.history);
-        history.push(config, by, clock::wall_millis());
-        if let Err(e) = self.state.save_history(&history) {
-            warn!(error = %e, "the history of configs was not saved");
-        }
-    }
-
-    /// A copy of the versions that were pushed.
-    pub fn history(&self) -> History {
-        lock(&self.history).clone()
-    }
-
-    /// Pushes an earlier version again: the one of this name, or the one before the newest. It
-    /// stays until the files say something else than now. Blocks on the disk.
-    ///
-    /// # Errors
-    /// For people: there is no such version, or it no longer loads.
-    pub fn roll_back(&self, to: Option<&str>) -> Result<String, String> {
-        let _deciding = lock(&self.deciding);
-        let target = lock(&self.history).target(to).cloned();
-        let Some(target) = target else {
-            return Err(match to {
-                Some(to) => format!("version {to} is not among the last ones"),
-                None => "there is no version before the newest".to_owned(),
-            });
-        };
-        let loaded = load(&target.sources());
-        let Some(mesh) = loaded.mesh.filter(|_| !loaded.report.has_errors()) else {
-            return Err(format!(
-                "it no longer loads: {}",
-                loaded.report.render_text()
-            ));
-        };
-        let config = Config::new(&mesh);
-        let version = config.version.clone();
-        let current = self.current().filter(|c| c.source == ConfigSource::File);
-        let files = current.as_ref().map(|c| c.config.version.as_str());
-        let source = match lock(&self.history).go_to(&version, files) {
-            true => ConfigSource::File,
-            false => ConfigSource::Rollback,
-        };
-        self.keep(&config, By::Rollback);
-        warn!(version, ?source, "an earlier config is pushed again");
-        self.take_up(config, source, loaded.report.problems);
-        Ok(version)
-    }
-
-    fn take_up(&self, config: Config, source: ConfigSource, warnings: Vec<Problem>) {
-        let (version, documents) = (config.version.clone(), config.documents.len());
-        if let Some(authority) = self.guard.authority() {
-            authority.set_trust_domain(config.trust_domain.as_deref());
-        }
-        let mut registry = lock(&self.registry);
-        for (service, origin) in &config.services {
-            if let Origin::Heartbeat(lease) = origin {
-                registry.set_lease(service, *lease);
-            }
-        }
-        drop(registry);
-        let looked_up = config.services.iter().filter_map(|(service, origin)| {
-            let Origin::Discovered(origin) = origin else {
-                return None;
-            };
-            Some((service.clone(), origin.clone()))
-        });
-        self.sources.follow(&looked_up.collect());
-        let mut state = self.config_state();
-        let unchanged = state
-            .current
-            .as_ref()
-            .filter(|c| c.config.version == version);
-        let applied = unchanged.map_or_else(clock::wall_millis, |c| c.applied);
-        if unchanged.is_none() {
-            info!(version, documents, "config taken up");
-        }
-        state.current = Some(Current {
-            config: Arc::new(config),
-            source,
-            applied,
-            warnings,
-        });
-        drop(state);
-        self.dirty.notify_one();
-    }
-
-    fn reject(&self, problems: Vec<Problem>) {
-        self.counters
-            .config_rejected
-            .fetch_add(1, Ordering::Relaxed);
-        for problem in &problems {
-            match problem.severity {
-                Severity::Error => error!(%problem, "config error"),
-                Severity::Warning => warn!(%problem, "config warning"),
-            }
-        }
-        let errors = problems
-            .iter()
-            .filter(|p| p.severity == Severity::Error)
-            .count();
-        let mut state = self.config_state();
-        let kept = state
-            .current
-            .as_ref()
-            .map_or("none", |c| c.config.version.as_str());
-        let summary = format!("{errors} error(s); config version in effect: {kept}");
-        error!(
-            errors,
-            kept, "config refused; the last good one stays in effect"
-        );
-        state.rejected = Some(Rejected {
-            at: clock::wall_millis(),
-            summary,
-            problems,
-        });
-    }
-
-    /// After a first read that was refused: the copy of the last run, if it is usable.
-    fn fall_back(&self) {
-        if self.current().is_some() {
-            return;
-        }
-        let sources = match self.state.load_config() {
-            Ok(Some(sources)) => sources,
-            Ok(None) => {
-                error!("no usable config and no last good one: not ready, nothing is pushed");
-                return;
-            }
-            Err(e) => {
-                error!(error = %e, "no usable config: not ready, nothing is pushed");
-                return;
-            }
-        };
-        let loaded = load(&sources);
-        let Some(mesh) = loaded.mesh else {
-            error!(
-                problems = loaded.report.render_text(),
-                "the last good config no longer loads"
-            );
-            return;
-        };
-        let config = Config::new(&mesh);
-        if lock(&self.history).withdrawn().is_some() && self.rejected().is_none() {
-            let version = config.version.as_str();
-            warn!(
-                version,
-                "the config that was rolled back to is pushed again"
-            );
-            return self.take_up(config, ConfigSource::Rollback, loaded.report.problems);
-        }
-        error!(
-            path = %self.config_path.display(),
-            version = config.version,
-            "THE CONFIG IS BROKEN: SERVING THE LAST GOOD ONE FROM THE STATE DIRECTORY"
-        );
-        self.take_up(config, ConfigSource::LastGood, loaded.report.problems);
-    }
-
     /// Renders the picture of this moment and shows it to all streams. A service that is new comes
     /// with its endpoints, if its registry answers within two seconds.
     async fn publish(&self) {
@@ -442,20 +263,30 @@ impl App {
         let Some(current) = self.current() else {
             return;
         };
+        let candidate = self.candidate();
         let (discovered, now) = (self.sources.endpoints(), clock::monotonic());
         let authority = self.guard.authority();
         let roots = authority.map(Authority::bundle).unwrap_or_default();
-        let build =
-            |registry: &Registry| world::build(&current.config, registry, &discovered, roots, now);
-        let world = self.with_registry(build);
+        let picture = |config: &Config| {
+            let roots = roots.clone();
+            let build =
+                |registry: &Registry| world::build(config, registry, &discovered, roots, now);
+            Arc::new(render(&self.with_registry(build)))
+        };
+        let shown = Shown {
+            stable: picture(&current.config),
+            trial: candidate.map(|candidate| {
+                let canaries = Arc::new(candidate.trial.canaries().clone());
+                (canaries, picture(&candidate.config))
+            }),
+        };
         if std::mem::replace(&mut *lock(&self.discovered), discovered.clone()) != discovered {
             self.unsaved.notify_one();
         }
-        let resources = Arc::new(render(&world));
-        self.resources.send_if_modified(|shown| {
-            let news = shown.as_deref() != Some(&resources);
+        self.resources.send_if_modified(|before| {
+            let news = before.as_ref() != Some(&shown);
             if news {
-                *shown = Some(resources.clone());
+                *before = Some(shown.clone());
             }
             news
         });
@@ -539,7 +370,7 @@ impl App {
         let (Some(shown), Some(current)) = (shown, self.current()) else {
             return;
         };
-        let shown = &shown.of_type(ENDPOINTS_TYPE).tentative;
+        let shown = &shown.stable.of_type(ENDPOINTS_TYPE).tentative;
         let discovered = lock(&self.discovered);
         let tentative =
             |registry: &Registry| world::tentative(&current.config, registry, &discovered, now);
@@ -556,19 +387,6 @@ impl App {
 /// Every critical section of ours leaves its value whole, so a poisoned lock is still good.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn unreadable(path: &Path, message: String) -> Problem {
-    Problem {
-        severity: Severity::Error,
-        code: "E001",
-        file: path.display().to_string(),
-        line: 1,
-        column: 1,
-        path: String::new(),
-        message,
-        help: None,
-    }
 }
 
 /// A started control plane. Dropping it cuts everything off; [`Running::shutdown`] ends it in order.
@@ -652,6 +470,11 @@ pub async fn start_with(
         sources: Sources::new(bootstrap.protect_shrink().0, Arc::clone(&dirty)),
         discovered: Mutex::default(),
         resources: watch::Sender::new(None),
+        canary: bootstrap
+            .rollout
+            .as_ref()
+            .and_then(|rollout| rollout.canary.as_ref())
+            .map(Policy::from),
         state,
         guard,
         dirty,
@@ -662,6 +485,7 @@ pub async fn start_with(
     });
     app.restore_registry();
     app.restore_history();
+    app.resume();
     let mut files = Watch::new(&app.config_path);
     files.changed().await;
     app.reload().await;
@@ -754,5 +578,6 @@ async fn sweep_leases(app: Arc<App>) {
     loop {
         ticks.tick().await;
         app.sweep();
+        app.judge().await;
     }
 }

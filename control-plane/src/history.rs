@@ -25,6 +25,31 @@ pub enum By {
     Rollback,
 }
 
+/// Who pushed a version, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Why.
+    pub by: By,
+    /// The watched path, or who asked for the rollback.
+    pub who: String,
+    /// What they said.
+    pub reason: Option<String>,
+}
+
+/// A config that was tried and taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stopped {
+    /// Its name everywhere.
+    pub version: String,
+    /// When it was taken back, in milliseconds since 1970.
+    pub at: u64,
+    /// The sidecar that refused it; empty when the canaries were lost.
+    pub sidecar: String,
+    /// Why, in its words.
+    pub reason: String,
+}
+
 /// One version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -35,6 +60,12 @@ pub struct Version {
     pub at: u64,
     /// Why.
     pub by: By,
+    /// The watched path, or who asked for the rollback.
+    #[serde(default)]
+    pub who: String,
+    /// What they said.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// Documents that the version before did not have.
     pub added: Vec<String>,
     /// Documents that differ from those of the version before.
@@ -59,6 +90,8 @@ impl Version {
 pub struct History {
     versions: VecDeque<Version>,
     withdrawn: Option<String>,
+    #[serde(default)]
+    stopped: Option<Stopped>,
 }
 
 impl History {
@@ -67,13 +100,18 @@ impl History {
         self.versions.iter().rev()
     }
 
-    /// The version that the files say and that somebody has gone back from.
+    /// The version that the files say and that was taken back.
     pub fn withdrawn(&self) -> Option<&str> {
         self.withdrawn.as_deref()
     }
 
+    /// What was tried and taken back, while the files still say it.
+    pub fn stopped(&self) -> Option<&Stopped> {
+        self.stopped.as_ref()
+    }
+
     /// Notes that a config is pushed from now on; the same as before is no news. True when it was.
-    pub fn push(&mut self, config: &Config, by: By, at: u64) -> bool {
+    pub fn push(&mut self, config: &Config, change: Change, at: u64) -> bool {
         let nothing = BTreeMap::new();
         let last = self.versions.back();
         if last.is_some_and(|last| last.version == config.version) {
@@ -98,7 +136,9 @@ impl History {
         self.versions.push_back(Version {
             version: config.version.clone(),
             at,
-            by,
+            by: change.by,
+            who: change.who,
+            reason: change.reason,
             added,
             changed,
             removed,
@@ -110,21 +150,20 @@ impl History {
         true
     }
 
-    /// The version to go back to: the one of this name, or the one before the newest.
-    pub fn target(&self, to: Option<&str>) -> Option<&Version> {
-        match to {
-            Some(to) => self.versions().find(|version| version.version == to),
-            None => self.versions().nth(1),
-        }
-    }
-
     /// Somebody goes to `version`, from `files` if the files say what is being pushed. True when
     /// the files say the one gone to; else what they say is withdrawn until they say another.
     pub fn go_to(&mut self, version: &str, files: Option<&str>) -> bool {
         let files = files.or(self.withdrawn());
         let is_theirs = files == Some(version);
         self.withdrawn = files.filter(|_| !is_theirs).map(str::to_owned);
+        self.stopped = None;
         is_theirs
+    }
+
+    /// What the files say was tried and is taken back until they say another.
+    pub fn stop(&mut self, stopped: Stopped) {
+        self.withdrawn = Some(stopped.version.clone());
+        self.stopped = Some(stopped);
     }
 
     /// Whether a config from the files is to be taken up. One that is not the withdrawn ends the
@@ -134,6 +173,7 @@ impl History {
             return false;
         }
         self.withdrawn = None;
+        self.stopped = None;
         true
     }
 }
@@ -159,18 +199,24 @@ mod tests {
         }
     }
 
+    fn files() -> Change {
+        Change {
+            by: By::Files,
+            who: "mesh".into(),
+            reason: None,
+        }
+    }
+
     #[test]
     fn a_version_knows_what_it_changed() {
         let mut history = History::default();
-        assert!(history.push(&config("1", &[("a", "x"), ("b", "x")]), By::Files, 1));
-        assert!(history.push(&config("2", &[("b", "y"), ("c", "x")]), By::Files, 2));
-        assert!(!history.push(&config("2", &[("b", "y"), ("c", "x")]), By::Files, 3));
+        assert!(history.push(&config("1", &[("a", "x"), ("b", "x")]), files(), 1));
+        assert!(history.push(&config("2", &[("b", "y"), ("c", "x")]), files(), 2));
+        assert!(!history.push(&config("2", &[("b", "y"), ("c", "x")]), files(), 3));
         let newest = history.versions().next().expect("there are two");
         assert_eq!(newest.added, ["c"]);
         assert_eq!(newest.changed, ["b"]);
         assert_eq!(newest.removed, ["a"]);
-        assert_eq!(history.target(None).map(|v| v.version.as_str()), Some("1"));
-        assert_eq!(history.target(Some("3")), None);
         let texts: Vec<_> = newest.sources().into_iter().map(|s| s.text).collect();
         assert_eq!(texts, ["y", "x"]);
     }
@@ -179,7 +225,7 @@ mod tests {
     fn twenty_versions_are_kept() {
         let mut history = History::default();
         for n in 0..30 {
-            history.push(&config(&n.to_string(), &[]), By::Files, n);
+            history.push(&config(&n.to_string(), &[]), files(), n);
         }
         let kept: Vec<_> = history.versions().map(|v| v.at).collect();
         assert_eq!(kept.len(), KEEP);
@@ -198,5 +244,14 @@ mod tests {
         // Forth, back, and forth again: the files have said 2 all the time.
         assert!(!history.go_to("1", Some("2")) && !history.go_to("0", None));
         assert!(history.go_to("2", None) && history.admits("2"));
+        // What a sidecar refused is not tried again until the files have changed.
+        history.stop(Stopped {
+            version: "3".into(),
+            at: 1,
+            sidecar: "shop/web-1".into(),
+            reason: "no".into(),
+        });
+        assert!(!history.admits("3") && history.stopped().is_some());
+        assert!(history.admits("4") && history.stopped().is_none());
     }
 }

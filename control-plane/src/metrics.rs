@@ -22,6 +22,12 @@ pub struct Counters {
     other: Pushes,
     /// Configs that were refused as a whole.
     pub config_rejected: AtomicU64,
+    /// Configs that canaries ran and everybody got.
+    pub promoted: AtomicU64,
+    /// Configs that were taken back because a canary refused them or was lost.
+    pub stopped: AtomicU64,
+    /// Times that somebody went back to an earlier config.
+    pub rolled_back: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +64,8 @@ pub struct Gauges {
     pub config_version: Option<String>,
     /// When it was taken up, in milliseconds since 1970.
     pub config_applied: u64,
+    /// Whether some sidecars try another one.
+    pub on_trial: bool,
     /// Registered instances by service and state.
     pub instances: Vec<(String, EndpointState, u64)>,
     /// Whether silent instances stay listed because there are so many of them.
@@ -183,6 +191,24 @@ fn config(counters: &Counters, gauges: &Gauges) {
     );
     counter!("outrigger_control_plane_config_rejected_total")
         .absolute(counters.config_rejected.load(Ordering::Relaxed));
+    describe_counter!(
+        "outrigger_control_plane_rollouts_total",
+        "Ends of trials and rollbacks, by outcome."
+    );
+    let outcomes = [
+        ("promoted", &counters.promoted),
+        ("stopped", &counters.stopped),
+        ("rolled_back", &counters.rolled_back),
+    ];
+    for (outcome, count) in outcomes {
+        counter!("outrigger_control_plane_rollouts_total", "outcome" => outcome)
+            .absolute(count.load(Ordering::Relaxed));
+    }
+    describe(
+        "outrigger_control_plane_config_on_trial",
+        "1 while some sidecars try a new config before the others.",
+    );
+    gauge!("outrigger_control_plane_config_on_trial").set(f64::from(u8::from(gauges.on_trial)));
     if let Some(version) = &gauges.config_version {
         describe(
             "outrigger_control_plane_config_info",

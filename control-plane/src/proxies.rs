@@ -11,6 +11,8 @@ use std::time::Duration;
 use outrigger_config::wire::{BUNDLE_TYPE, DOCUMENT_TYPE, ENDPOINTS_TYPE, Node, cap_diagnostics};
 use serde::Serialize;
 
+use crate::rollout::{Policy, Sidecar};
+
 /// How long a sidecar that left stays listed, so that one that crashes in a loop is seen.
 const KEEP_GONE: Duration = Duration::from_secs(600);
 
@@ -34,6 +36,8 @@ pub struct Proxy {
     pub service: String,
     /// Its zone; empty when unknown.
     pub zone: String,
+    /// What it says about its workload.
+    pub labels: BTreeMap<String, String>,
     /// Its version of Outrigger.
     pub version: String,
     /// Whether a stream is open.
@@ -121,6 +125,7 @@ impl Proxies {
                 .as_ref()
                 .map(|l| l.zone.clone())
                 .unwrap_or_default(),
+            labels: node.metadata_texts("labels"),
             version: node.user_agent_version.clone(),
             connected: true,
             connected_since: wall_millis,
@@ -193,6 +198,20 @@ impl Proxies {
     /// Everything listed, ordered by id.
     pub fn list(&self) -> Vec<Proxy> {
         self.lock().values().cloned().collect()
+    }
+
+    /// What a rollout looks at.
+    pub fn sidecars(&self, canary: &Policy) -> Vec<Sidecar> {
+        let refused = |refused: &Refusal| (refused.version.clone(), refused.reason.clone());
+        let sidecar = |proxy: &Proxy| Sidecar {
+            id: proxy.id.clone(),
+            service: proxy.service.clone(),
+            connected: proxy.connected,
+            labelled: canary.names(&proxy.labels),
+            runs: proxy.config.acknowledged.clone(),
+            refused: proxy.config.refused.as_ref().map(refused),
+        };
+        self.lock().values().map(sidecar).collect()
     }
 
     /// How many streams are open.

@@ -224,18 +224,8 @@ impl Registry {
         lease: Lease,
         now: Duration,
     ) -> Result<Registered, RegistryError> {
-        check(&registration)?;
-        let id = match registration.id.take() {
-            Some(id) => id,
-            None => format!("{}-{}", registration.address, registration.port),
-        };
+        let Registered { id, created } = self.would_register(service, &registration)?;
         registration.id = Some(id.clone());
-        let of_service = self.services.get(service);
-        let created = !of_service.is_some_and(|instances| instances.contains_key(&id));
-        let full = of_service.is_some_and(|instances| instances.len() >= MAX_PER_SERVICE);
-        if created && (full || self.total >= MAX_TOTAL) {
-            return Err(RegistryError::Full);
-        }
         let instance = Instance {
             registration,
             lease,
@@ -247,6 +237,29 @@ impl Registry {
             .or_default()
             .insert(id.clone(), instance);
         self.total += usize::from(created);
+        Ok(Registered { id, created })
+    }
+
+    /// What [`Registry::register`] would do.
+    ///
+    /// # Errors
+    /// Its errors.
+    pub fn would_register(
+        &self,
+        service: &str,
+        registration: &Registration,
+    ) -> Result<Registered, RegistryError> {
+        check(registration)?;
+        let id = match &registration.id {
+            Some(id) => id.clone(),
+            None => format!("{}-{}", registration.address, registration.port),
+        };
+        let of_service = self.services.get(service);
+        let created = !of_service.is_some_and(|instances| instances.contains_key(&id));
+        let full = of_service.is_some_and(|instances| instances.len() >= MAX_PER_SERVICE);
+        if created && (full || self.total >= MAX_TOTAL) {
+            return Err(RegistryError::Full);
+        }
         Ok(Registered { id, created })
     }
 
@@ -364,6 +377,16 @@ impl Registry {
         {
             instance.lease = lease;
         }
+    }
+
+    /// One instance.
+    pub fn instance(&self, service: &str, id: &str) -> Option<&Instance> {
+        self.services.get(service)?.get(id)
+    }
+
+    /// One instance as sidecars are told.
+    pub fn endpoint(&self, service: &str, id: &str) -> Option<Endpoint> {
+        self.instance(service, id).map(|i| endpoint(id, i))
     }
 
     /// The instances of a service, ordered by id.

@@ -109,7 +109,7 @@ fn replica(
             .expect("registered");
     }
     let now = Duration::from_secs(1);
-    let world = build(&Config::new(&mesh), &registry, discovered, now);
+    let world = build(&Config::new(&mesh), &registry, discovered, Vec::new(), now);
     let resources = render(&world);
     PUSH_ORDER
         .iter()

@@ -392,6 +392,14 @@ impl Plane {
         plane
     }
 
+    /// Starts one with this key of its bootstrap config, too.
+    pub async fn set(files: &[(&str, String)], key: &str, value: Value) -> Self {
+        let mut plane = Self::new(files);
+        plane.more[key] = value;
+        plane.start_again().await;
+        plane
+    }
+
     fn new(files: &[(&str, String)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("mesh")).expect("created");

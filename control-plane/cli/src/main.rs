@@ -17,6 +17,7 @@ mod schema;
 mod sidecar;
 mod status;
 mod transfer;
+mod wait;
 
 use std::ffi::OsString;
 use std::future::Future;

@@ -9,17 +9,37 @@ use serde_json::{Value, json};
 use crate::client::{CONTROL_PLANE, Client};
 use crate::clock;
 use crate::output::{Failure, Format, cell, items, print_as, table};
+use crate::wait::Wait;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Rollout {
-    /// Show the newest config and how many sidecars run it
-    Status(Address),
+    /// Show the newest config, how many sidecars run it, and the one on trial
+    Status {
+        #[command(flatten)]
+        address: Address,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Show the last configs, what each changed, when and why
     History(Address),
-    /// Push an earlier config again, until the files change
+    /// Push the config on trial to everybody now
+    Promote {
+        /// Only say which
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        address: Address,
+    },
+    /// Push an earlier config again, until the files change; ends the trial of another one
     Rollback {
         /// The version to go back to [default: the one before the newest]
         version: Option<String>,
+        /// Why, for the history
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Only say which
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         address: Address,
     },
@@ -36,28 +56,58 @@ pub(crate) struct Address {
 pub(crate) async fn run(command: Rollout, format: Format) -> Result<(), Failure> {
     let client = |address: &Address| Client::control_plane(&address.control_plane);
     match command {
-        Rollout::Status(address) => {
-            let value = client(&address)?.get("/v1/rollouts").await?;
+        Rollout::Status { address, wait } => {
+            let client = client(&address)?;
+            wait.wait(&client).await?;
+            let value = client.get("/v1/rollouts").await?;
             print_as(format, &value, status);
         }
         Rollout::History(address) => {
             let value = client(&address)?.get("/v1/rollouts").await?;
             print_as(format, &value, |value| history(value, clock::wall_millis()));
         }
-        Rollout::Rollback { version, address } => {
-            let body = json!({"to": version});
-            let value = client(&address)?
-                .post("/v1/rollouts/rollback", &body)
-                .await?;
-            print_as(format, &value, |value| {
-                format!(
+        Rollout::Promote { dry_run, address } => {
+            let path = dry("/v1/rollouts/promote", dry_run);
+            let value = client(&address)?.post(&path, &json!({})).await?;
+            print_as(format, &value, |value| match dry_run {
+                true => format!(
+                    "{} would be pushed to all\n",
+                    cell(&value["would"]["version"])
+                ),
+                false => format!("{} is pushed to all\n", cell(&value["version"])),
+            });
+        }
+        Rollout::Rollback {
+            version,
+            reason,
+            dry_run,
+            address,
+        } => {
+            let mut body = json!({});
+            for (key, given) in [("to", version), ("reason", reason)] {
+                if let Some(given) = given {
+                    body[key] = given.into();
+                }
+            }
+            let path = dry("/v1/rollouts/rollback", dry_run);
+            let value = client(&address)?.post(&path, &body).await?;
+            print_as(format, &value, |value| match dry_run {
+                true => format!("{} would be pushed\n", cell(&value["would"]["version"])),
+                false => format!(
                     "back at {}, until the files change\n",
                     cell(&value["version"])
-                )
+                ),
             });
         }
     }
     Ok(())
+}
+
+fn dry(path: &str, dry_run: bool) -> String {
+    match dry_run {
+        true => format!("{path}?dryRun=true"),
+        false => path.to_owned(),
+    }
 }
 
 fn status(value: &Value) -> String {
@@ -69,7 +119,26 @@ fn status(value: &Value) -> String {
         cell(&proxies["connected"]),
         cell(&proxies["refused"])
     );
-    if let Some(withdrawn) = value["withdrawn"].as_str() {
+    let (trial, stopped) = (&value["onTrial"], &value["stopped"]);
+    if !trial.is_null() {
+        let _ = writeln!(
+            text,
+            "on trial: {}, {} of {} canaries run it, {}s left",
+            cell(&trial["version"]),
+            cell(&trial["synced"]),
+            items(&trial["canaries"]).len(),
+            cell(&trial["secondsLeft"])
+        );
+    }
+    if !stopped.is_null() {
+        let _ = writeln!(
+            text,
+            "taken back: {}, {} {}",
+            cell(&stopped["version"]),
+            cell(&stopped["sidecar"]),
+            cell(&stopped["reason"])
+        );
+    } else if let Some(withdrawn) = value["withdrawn"].as_str() {
         let _ = writeln!(text, "rolled back: the files say {withdrawn}");
     }
     text
@@ -89,11 +158,13 @@ fn history(value: &Value, now: u64) -> String {
                 cell(&version["version"]),
                 clock::short(Duration::from_millis(age)),
                 cell(&version["by"]),
+                cell(&version["who"]),
+                cell(&version["reason"]),
                 what.join(" "),
             ]
         })
         .collect();
-    table(&["VERSION", "AGE", "BY", "CHANGES"], &rows)
+    table(&["VERSION", "AGE", "BY", "WHO", "REASON", "CHANGES"], &rows)
 }
 
 #[cfg(test)]
@@ -116,6 +187,17 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("the files say c"), "{text}");
+        let mut tried = value.clone();
+        tried["onTrial"] = json!({
+            "version": "d", "synced": 1, "canaries": ["shop/web-1", "shop/web-2"], "secondsLeft": 9,
+        });
+        tried["stopped"] = json!({"version": "c", "sidecar": "shop/web-1", "reason": "no"});
+        let text = status(&tried);
+        assert!(
+            text.contains("d, 1 of 2 canaries run it, 9s left"),
+            "{text}"
+        );
+        assert!(text.contains("taken back: c, shop/web-1 no"), "{text}");
         let text = history(&value, 61_000);
         assert!(
             text.contains("~MeshRoute/shop/orders -Queue/shop/a"),

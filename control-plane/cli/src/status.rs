@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::client::{ADMIN, CONTROL_PLANE, Client};
 use crate::clock;
 use crate::output::{Failure, Format, cell, items, print_as, table};
+use crate::wait::Wait;
 
 /// Whom to ask.
 #[derive(Debug, Args)]
@@ -19,13 +20,16 @@ pub(crate) struct Options {
     control_plane: String,
     /// Ask one sidecar instead [default address: OUTRIGGER_ADMIN or http://127.0.0.1:15020]
     #[arg(long, value_name = "URL", num_args = 0..=1)]
+    #[arg(conflicts_with = "wait")]
     admin: Option<Option<String>>,
+    #[command(flatten)]
+    wait: Wait,
 }
 
 pub(crate) async fn run(options: Options, format: Format) -> Result<(), Failure> {
     match options.admin {
         Some(address) => sidecar(&address_of(address), format).await,
-        None => mesh(&options.control_plane, format).await,
+        None => mesh(&options, format).await,
     }
 }
 
@@ -35,8 +39,9 @@ pub(crate) fn address_of(given: Option<String>) -> String {
     known.unwrap_or_else(|| ADMIN.to_owned())
 }
 
-async fn mesh(address: &str, format: Format) -> Result<(), Failure> {
-    let client = Client::control_plane(address)?;
+async fn mesh(options: &Options, format: Format) -> Result<(), Failure> {
+    let client = Client::control_plane(&options.control_plane)?;
+    options.wait.wait(&client).await?;
     let config = client.get("/v1/config").await?;
     let proxies = client.get("/v1/proxies").await?;
     let whole = json!({"config": config, "proxies": proxies["proxies"]});

@@ -1,10 +1,14 @@
 //! The admin API: HTTP/1.1 for instances that register themselves, for programs and for people.
 //!
-//! Owns the listener, its limits and the guard of everything that changes state. What is answered
-//! is in `api`, how errors look in `problem`.
+//! Owns the listener, its limits and the guard of everything that changes state. What there is to
+//! ask is in `routes`, how errors look in `problem`.
 
-pub mod api;
+pub mod call;
+mod instances;
+pub mod openapi;
 pub mod problem;
+pub mod routes;
+mod views;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -101,7 +105,11 @@ async fn connection(stream: TcpStream, peer: SocketAddr, app: Arc<App>, mut stop
     }
 }
 
-async fn respond(app: &App, peer: SocketAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn respond(
+    app: &Arc<App>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
     let reads = parts.method == Method::GET || parts.method == Method::HEAD;
     if !reads && let Err(problem) = may_write(peer, &parts.headers) {
@@ -111,7 +119,9 @@ async fn respond(app: &App, peer: SocketAddr, request: Request<Incoming>) -> Res
         Ok(body) => body,
         Err(problem) => return problem.into_response(),
     };
-    match api::answer(app, &parts.method, &parts.uri, &body) {
+    let who = peer.ip().to_canonical().to_string();
+    let head = (&parts.method, &parts.uri, parts.headers);
+    match routes::answer(app, who, head, body).await {
         Ok(response) => response,
         Err(problem) => problem.into_response(),
     }

@@ -45,6 +45,15 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, code, detail)
     }
 
+    /// 412: it is not what the caller has seen.
+    pub fn precondition(detail: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::PRECONDITION_FAILED,
+            "precondition_failed",
+            detail,
+        )
+    }
+
     /// 413.
     pub fn too_large(limit: usize) -> Self {
         let detail = format!("the body may have at most {limit} bytes");

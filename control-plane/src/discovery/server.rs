@@ -45,8 +45,8 @@ use crate::ca::service;
 use crate::clock;
 use crate::metrics::Counters;
 use crate::proxies::{Proxies, Step};
-use crate::render::Resources;
 use crate::security::{Guard, Peer};
+use crate::shown::Shown;
 use crate::stop::Stop;
 
 /// A silent connection is asked whether it is alive this often, and closed when it does not answer
@@ -71,7 +71,7 @@ pub struct Hub {
     /// Who may use the listener.
     pub guard: Guard,
     /// The latest resources; `None` until there is a config.
-    pub resources: watch::Receiver<Option<Arc<Resources>>>,
+    pub resources: watch::Receiver<Option<Shown>>,
     /// Where progress is noted.
     pub proxies: Arc<Proxies>,
     /// Where pushes and answers are counted.
@@ -256,8 +256,9 @@ impl Pump {
     async fn next(&mut self) -> Result<Option<DeltaDiscoveryResponse>, Status> {
         loop {
             let latest = self.hub.resources.borrow_and_update().clone();
-            if let Some(resources) = latest
-                && let Some(response) = self.session.next(&resources)
+            let id = self.session.node().map_or("", |node| &node.id);
+            if let Some(resources) = latest.as_ref().map(|shown| shown.to(id))
+                && let Some(response) = self.session.next(resources)
             {
                 self.note(
                     &response.type_url,

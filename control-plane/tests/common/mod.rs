@@ -68,13 +68,20 @@ spec:
 pub struct Plane {
     pub dir: TempDir,
     pub running: Option<Running>,
+    /// Further keys of the bootstrap.
+    pub more: Value,
 }
 
 impl Plane {
     pub async fn start() -> Self {
+        Self::with(serde_json::json!({})).await
+    }
+
+    pub async fn with(more: Value) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("mesh")).expect("created");
-        let mut plane = Self { dir, running: None };
+        let running = None;
+        let mut plane = Self { dir, running, more };
         plane.write("mesh.yaml", MESH);
         plane.start_again().await;
         plane
@@ -82,7 +89,11 @@ impl Plane {
 
     pub fn bootstrap(&self) -> ControlPlaneBootstrap {
         let any = || Some(OneOrMany(vec![SocketAddr::from(([127, 0, 0, 1], 0))]));
-        let text = serde_json::json!({"config": self.mesh_dir(), "stateDir": self.dir.path().join("state")});
+        let state = self.dir.path().join("state");
+        let mut text = serde_json::json!({"config": self.mesh_dir(), "stateDir": state});
+        for (key, value) in self.more.as_object().into_iter().flatten() {
+            text[key] = value.clone();
+        }
         let mut bootstrap: ControlPlaneBootstrap =
             serde_json::from_value(text).expect("a bootstrap");
         bootstrap.listen.discovery = any();
@@ -159,15 +170,29 @@ impl Plane {
     }
 
     pub async fn response(&self, method: &str, path: &str, body: String) -> Response<Incoming> {
+        self.response_to(method, path, &[], body).await
+    }
+
+    pub async fn response_to(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> Response<Incoming> {
         let tcp = TcpStream::connect(self.admin()).await.expect("connected");
         let (mut sender, connection) = http1::handshake::<_, Full<Bytes>>(TokioIo::new(tcp))
             .await
             .expect("a handshake");
         tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header("host", self.admin().to_string())
+            .header("host", self.admin().to_string());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request
             .body(Full::new(Bytes::from(body)))
             .expect("a request");
         sender.send_request(request).await.expect("a response")
@@ -256,6 +281,13 @@ impl Client {
     /// The next response however long it takes; `None` when the stream ends.
     pub async fn until_closed(&mut self) -> Option<DeltaDiscoveryResponse> {
         self.responses.message().await.ok().flatten()
+    }
+
+    /// The next response, accepted.
+    pub async fn take(&mut self) -> DeltaDiscoveryResponse {
+        let response = self.next().await;
+        self.answer(&response, None).await;
+        response
     }
 
     /// Both first responses, accepted.

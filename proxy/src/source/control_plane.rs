@@ -64,6 +64,8 @@ pub struct Options {
     pub service_account: String,
     /// The workload's zone; empty when unknown.
     pub zone: String,
+    /// The workload's labels.
+    pub labels: BTreeMap<String, String>,
     /// What [`SnapshotCache::load`] found. Applied first, before anything is dialed.
     pub resume: Option<LastGood>,
     /// Where every accepted state is kept; `None` keeps nothing.
@@ -439,6 +441,7 @@ fn node(options: &Options) -> Node {
             "serviceAccount".to_owned(),
             Value::text(&options.service_account),
         ),
+        ("labels".to_owned(), Value::texts(&options.labels)),
     ]);
     Node {
         id: options.node_id.clone(),

@@ -44,6 +44,7 @@ pub async fn run(shared: Arc<Shared>, client: &ControlPlaneClient, applier: Appl
         namespace: workload.namespace().to_owned(),
         service_account: workload.service_account().to_owned(),
         zone: workload.zone.clone().unwrap_or_default(),
+        labels: workload.labels.clone(),
         resume,
         cache: Some(cache),
         link: Arc::clone(&link),
