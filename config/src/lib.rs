@@ -4,6 +4,7 @@
 //! this crate. It has no runtime and does no I/O but [`read_sources`]. On the life of a config
 //! update: text → [`load`] → [`MeshConfig`] → [`effective`] → whatever compiles a snapshot.
 
+pub mod asyncapi;
 pub mod bootstrap;
 pub mod effective;
 pub mod model;

@@ -94,6 +94,7 @@ async fn answer(
         }
         (&Method::GET, "" | "/index.html") => return text(StatusCode::OK, views::INDEX),
         (&Method::GET, "/config") => return json_ok(&views::config(shared)),
+        (&Method::GET, "/asyncapi.json") => return json_ok(&views::asyncapi(shared)),
         (&Method::GET, "/routes") => return json_ok(&views::routes(shared)),
         (&Method::GET, "/endpoints") => return json_ok(&views::endpoints(shared)),
         (&Method::GET, "/identity") => return json_ok(&views::identity(shared)),

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use outrigger_config::MeshConfig;
+use outrigger_config::asyncapi::{self, About};
 use outrigger_core::breaker::Cause;
 use outrigger_core::time::Mono;
 use serde_json::{Value, json};
@@ -22,6 +24,7 @@ outrigger-proxy admin API
 GET  /livez /readyz /startupz   health
 GET  /metrics                   Prometheus text format
 GET  /config                    the mesh config in force, its source, and what was refused last
+GET  /asyncapi.json             which calls become messages, as AsyncAPI 3
 GET  /routes                    rules with their effective values
 GET  /endpoints                 endpoints with load and health
 GET  /breakers                  breakers with their windows
@@ -50,6 +53,24 @@ pub(super) fn identity(shared: &Shared) -> Value {
         "bundleNotAfter": svid.map(|svid| svid.bundle_not_after),
         "problem": shared.identity.problem(),
     })
+}
+
+/// Which calls become messages, for whoever generates code or documentation from it.
+pub(super) fn asyncapi(shared: &Shared) -> Value {
+    let snapshot = shared.store.load();
+    let none = MeshConfig::default();
+    let listening = shared.bootstrap.listen.outbound();
+    let host = listening.first();
+    let host = host.map(ToString::to_string).unwrap_or_default();
+    let about = About {
+        workload: &shared.workload,
+        version: match snapshot.configured() {
+            true => &snapshot.version,
+            false => "none",
+        },
+        host: &host,
+    };
+    asyncapi::document(snapshot.config.as_deref().unwrap_or(&none), about)
 }
 
 pub(super) fn config(shared: &Shared) -> Value {
