@@ -11,10 +11,10 @@ use std::time::Duration;
 use crate::config::{MeshConfig, RuleRef};
 use crate::model::{
     AdaptiveSpec, AsyncSpec, AsyncWhen, BalanceAlgorithm, BreakerSpec, CacheSpec, CallbackSpec,
-    ConnectionSpec, ContractSpec, DeliverySpec, EjectionSpec, FailureOnSpec, FailureRateSpec,
-    FallbackStep, FaultSpec, GrpcAck, HeaderEdits, HealthSpec, HedgeSpec, IdempotencySpec,
-    LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService, MirrorSpec, OnDead,
-    PermanentSpec, QueueBackend, QueueSpec, RateLimitSpec, RedirectSpec, RespondStep,
+    ConnectionSpec, ContractSpec, DeliverySpec, EjectionSpec, EventsSpec, FailureOnSpec,
+    FailureRateSpec, FallbackStep, FaultSpec, GrpcAck, HeaderEdits, HealthSpec, HedgeSpec,
+    IdempotencySpec, LimitsSpec, LoadBalancerSpec, Locality, MeshDefaults, MeshService, MirrorSpec,
+    OnDead, PermanentSpec, QueueBackend, QueueSpec, RateLimitSpec, RedirectSpec, RespondStep,
     RetryBudgetSpec, RetryCondition, RetrySpec, RewriteSpec, RoutePolicy, Rule, RuleLimitsSpec,
     Secrets, SessionCookieSpec, TimeoutsSpec, UnknownOutcome,
 };
@@ -402,6 +402,10 @@ pub struct Queue {
     pub max_depth: u64,
     /// Bytes of messages.
     pub max_bytes: u64,
+    /// What one caller may hold of that: messages and bytes; none is all of it.
+    pub per_caller: Option<(u64, u64)>,
+    /// Where events go; none: nowhere.
+    pub events: Option<EventsSpec>,
     /// How long dead letters are kept; none: for ever.
     pub retain_dead: Option<Duration>,
 }
@@ -621,6 +625,11 @@ pub fn queue(spec: &QueueSpec) -> Queue {
         backend: spec.backend.clone().unwrap_or_else(embedded),
         max_depth: spec.max_depth.unwrap_or(1_000_000),
         max_bytes: spec.max_bytes.map_or(1 << 30, |size| size.0),
+        per_caller: spec.per_caller.as_ref().map(|quota| {
+            let bytes = quota.max_bytes.map_or(u64::MAX, |size| size.0);
+            (quota.max_depth.unwrap_or(u64::MAX), bytes)
+        }),
+        events: spec.events.clone(),
         retain_dead: retain.map_or(Some(336 * HOUR), Dur::enabled),
     }
 }

@@ -7,7 +7,7 @@ use crate::tree::{Node, Value};
 
 /// Paths under a rule, for MeshRoute's rules, RoutePolicy and, where they exist, the Mesh's defaults.
 /// `=Word` ends a path whose value matters.
-const OF_A_RULE: &[&str] = &["async.idempotency.onUnknown"];
+const OF_A_RULE: &[&str] = &[];
 
 /// Paths under a service, and under the Mesh's defaults.
 const OF_A_SERVICE: &[&str] = &["discovery.kubernetes"];

@@ -753,9 +753,21 @@ fn warnings() {
         &["3 @31s spec.rules[0].async.callback.timeout: must be longer than 0s and at most 30s"],
     );
     check(
-        "W401",
+        "W312",
         &route("{async: {idempotency: {onUnknown: Forward}}}"),
-        &["3 @Forward spec.rules[0].async.idempotency.onUnknown: not yet in effect"],
+        &[
+            "3 @Forward spec.rules[0].async.idempotency.onUnknown: has no effect on messages: one whose outcome is unknown is delivered again, and a repeat with its key is answered with the same message; it is for the rule's own idempotency",
+        ],
+    );
+    check(
+        "W313",
+        &route("{fault: {async: {duplicate: {percent: 1}}}}"),
+        &["3 @async spec.rules[0].fault.async: the rule makes no messages that it could meet"],
+    );
+    check(
+        "W313",
+        &route("{fault: {async: {duplicate: {percent: 1}}}, async: {when: Always}}"),
+        &[],
     );
 }
 

@@ -1,6 +1,6 @@
 //! Real sidecars and a real control plane in the test's process.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -193,6 +193,13 @@ impl Sidecar {
     /// Where the application calls.
     pub fn outbound(&self) -> SocketAddr {
         self.running().addresses.outbound[0]
+    }
+
+    /// Where it takes the application's calls at this address.
+    pub fn outbound_at(&self, ip: IpAddr) -> SocketAddr {
+        let mut addresses = self.running().addresses.outbound.iter();
+        let found = addresses.find(|addr| addr.ip() == ip);
+        *found.expect("it listens there")
     }
 
     /// Where the application is called.

@@ -372,3 +372,96 @@ fn a_key_is_known_after_kill_9() {
     );
     assert_eq!(hits.load(Ordering::SeqCst), 2, "neither was sent again");
 }
+
+/// What the receiver of events was told of one message, in order: number and kind.
+type Life = Vec<(u64, String)>;
+
+#[test]
+fn events_are_told_at_least_once_and_in_order_over_kill_9() {
+    const ROUNDS: u64 = 6;
+    let dir = scratch();
+    let (service, receiver) = (Sink::start(), Sink::start());
+    let files = SidecarFiles::write(dir.path(), "web", None, "");
+    let backend = "spec: {backend: {embedded: {allowEphemeral: true}}}";
+    let told = format!(
+        "spec: {{backend: {{embedded: {{allowEphemeral: true}}}}, \
+         events: {{url: \"http://{}/\", batch: 7}}}}",
+        receiver.addr
+    );
+    let yaml = mesh(service.addr).replace(backend, &told);
+    assert!(yaml.contains("events"));
+    files.set_mesh(&yaml);
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut acknowledged = HashSet::new();
+    for _ in 0..ROUNDS {
+        let mut sidecar = files.start();
+        let mut client = Client::connect(sidecar.outbound).expect("connected");
+        let wanted = acknowledged.len() + rng.usize(5..40);
+        while acknowledged.len() < wanted {
+            let answer = client.send("POST", "/mail", &["host: mailer"], b"x");
+            let answer = answer.expect("it is not killed yet");
+            if answer.status == 202 {
+                let id = answer.field("outrigger-message-id").expect("an id");
+                acknowledged.insert(id.to_owned());
+            } else {
+                std::thread::sleep(Duration::from_millis(5)); // opened anew
+            }
+        }
+        sidecar.process.kill();
+    }
+    let _sidecar = files.start();
+    let lives = || {
+        let mut lives = HashMap::<String, Life>::new();
+        for post in receiver.received() {
+            let events: serde_json::Value = serde_json::from_slice(&post.body).expect("JSON");
+            for event in events.as_array().expect("a batch") {
+                let text = |key: &str| event[key].as_str().expect("text").to_owned();
+                let seq = text("sequence").parse().expect("a number");
+                let kind = text("type").rsplit('.').next().expect("a word").to_owned();
+                lives.entry(text("subject")).or_default().push((seq, kind));
+            }
+        }
+        lives
+    };
+    wait_until("the end of all of them is told", 3 * PATIENCE, || {
+        let lives = lives();
+        let ended = |id: &String| {
+            let mut life = lives.get(id).into_iter().flatten();
+            life.any(|(_, kind)| kind == "succeeded")
+        };
+        acknowledged.iter().all(ended)
+    });
+    let mut numbers = std::collections::BTreeMap::<u64, String>::new();
+    for (id, life) in lives() {
+        let mut latest = 0;
+        let mut kinds = Vec::new();
+        for (seq, kind) in life {
+            let what = format!("{id} {kind}");
+            let before = numbers.insert(seq, what.clone());
+            assert!(
+                before.is_none_or(|before| before == what),
+                "{seq} is two things"
+            );
+            // Told again, it is what was told before.
+            if seq > latest {
+                latest = seq;
+                kinds.push(kind);
+            }
+        }
+        assert_eq!(kinds.first().map(String::as_str), Some("enqueued"), "{id}");
+        let ends = kinds.iter().filter(|kind| *kind == "succeeded").count();
+        assert!(ends <= 1, "{id} ended twice: {kinds:?}");
+        if acknowledged.contains(&id) {
+            assert_eq!(
+                kinds.last().map(String::as_str),
+                Some("succeeded"),
+                "{kinds:?}"
+            );
+        }
+    }
+    let last = numbers.keys().next_back().copied().expect("events");
+    let missing: Vec<u64> = (1..=last).filter(|n| !numbers.contains_key(n)).collect();
+    assert_eq!(missing, [] as [u64; 0], "of {last}");
+}

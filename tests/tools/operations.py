@@ -3,7 +3,7 @@
     operations.py HOST:PORT AUTHORITY
 
 Calls it three times: waits for the first, which succeeds, and for the second, which the service
-refuses, and cancels the third, which is delayed.
+refuses, and cancels the third, which is delayed. Then lists them, and deletes the first.
 """
 
 import sys
@@ -48,16 +48,39 @@ operations.CancelOperation(operations_pb2.CancelOperationRequest(name=delayed.na
 cancelled = operations.GetOperation(operations_pb2.GetOperationRequest(name=delayed.name))
 assert cancelled.done and cancelled.error.code == grpc.StatusCode.CANCELLED.value[0], cancelled
 
-for name, code in [
-    ("operations/nothing", grpc.StatusCode.NOT_FOUND),
-    (delayed.name, grpc.StatusCode.UNIMPLEMENTED),
-]:
+def refused_with(code, call, request):
     try:
-        if code == grpc.StatusCode.NOT_FOUND:
-            operations.GetOperation(operations_pb2.GetOperationRequest(name=name))
-        else:
-            operations.DeleteOperation(operations_pb2.DeleteOperationRequest(name=name))
-        raise AssertionError(f"{name} was found")
+        call(request)
+        raise AssertionError(f"{request} was answered")
     except grpc.RpcError as error:
         assert error.code() == code, error
+
+
+def names(**asked):
+    found = operations.ListOperations(operations_pb2.ListOperationsRequest(**asked))
+    return [operation.name for operation in found.operations], found.next_page_token
+
+
+get, delete = operations_pb2.GetOperationRequest, operations_pb2.DeleteOperationRequest
+refused_with(grpc.StatusCode.NOT_FOUND, operations.GetOperation, get(name="operations/nothing"))
+
+everything = [made.name, refused.name, delayed.name]
+assert names(name="operations") == (everything, ""), names()
+page, token = names(page_size=2)
+assert page == everything[:2] and token, (page, token)
+assert names(page_size=2, page_token=token) == (everything[2:], "")
+refused_with(
+    grpc.StatusCode.INVALID_ARGUMENT,
+    operations.ListOperations,
+    operations_pb2.ListOperationsRequest(filter="done=true"),
+)
+
+operations.DeleteOperation(delete(name=made.name))
+refused_with(grpc.StatusCode.NOT_FOUND, operations.GetOperation, get(name=made.name))
+refused_with(grpc.StatusCode.NOT_FOUND, operations.DeleteOperation, delete(name=made.name))
+# A dead letter is the operator's.
+refused_with(
+    grpc.StatusCode.FAILED_PRECONDITION, operations.DeleteOperation, delete(name=refused.name)
+)
+assert names() == (everything[1:], ""), names()
 print("operations ok")

@@ -16,8 +16,40 @@ pub struct QueueSpec {
     pub max_depth: Option<u64>,
     /// Bytes of messages. Default 1GiB.
     pub max_bytes: Option<ByteSize>,
+    /// What one caller may hold of that. Default: all of it.
+    pub per_caller: Option<PerCallerSpec>,
+    /// Where everything that happens to a message is told. Default: nowhere.
+    pub events: Option<EventsSpec>,
     /// What is kept of messages that failed.
     pub dead_letters: Option<DeadLettersSpec>,
+}
+
+/// What one caller may hold of a queue.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PerCallerSpec {
+    /// Messages. Default: as many as the queue may hold.
+    #[schemars(range(min = 1))]
+    pub max_depth: Option<u64>,
+    /// Bytes of messages. Default: as many as the queue may hold.
+    pub max_bytes: Option<ByteSize>,
+}
+
+/// Where everything that happens to a message is told, as CloudEvents 1.0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EventsSpec {
+    /// `http://` or `https://`, a host, and a path where it is not `/`. Each event is a POST.
+    pub url: String,
+    /// A file at the sidecar with the authorities to trust. Default: the system's.
+    pub ca_file: Option<String>,
+    /// Events in one POST, as a CloudEvents batch where it is more than 1. Default 1.
+    #[schemars(range(min = 1, max = 1000))]
+    pub batch: Option<u16>,
+    /// Events that wait for a receiver that is away; beyond it the oldest are dropped and counted.
+    /// Default 1000000.
+    #[schemars(range(min = 1))]
+    pub max_backlog: Option<u64>,
 }
 
 /// What keeps the messages: exactly one member.

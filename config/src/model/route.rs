@@ -401,6 +401,33 @@ pub struct FaultSpec {
     pub abort: Option<FaultAbort>,
     /// A response that comes slowly.
     pub bandwidth: Option<FaultBandwidth>,
+    /// What goes wrong with calls that become messages.
+    #[serde(rename = "async")]
+    pub async_: Option<AsyncFaults>,
+}
+
+/// What goes wrong with calls that become messages, and with their deliveries.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AsyncFaults {
+    /// The store refuses the message: `queue_unavailable`, and nothing is stored.
+    pub store_error: Option<FaultShare>,
+    /// The message is stored, and its caller hears `queue_unavailable` all the same.
+    pub lost_acknowledgement: Option<FaultShare>,
+    /// A delivery that succeeded is made a second time.
+    pub duplicate: Option<FaultShare>,
+    /// The message falls due later.
+    pub delay: Option<FaultDelay>,
+    /// A delivery keeps its place for so long after its answer.
+    pub slow_consumer: Option<FaultDelay>,
+}
+
+/// How often a fault happens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FaultShare {
+    /// How many messages or deliveries it meets.
+    pub percent: Percent,
 }
 
 /// A pause before the request.

@@ -289,6 +289,14 @@ impl<'a> Checks<'a> {
                 );
             }
         }
+        let fault = rule_ref.rule.fault.as_ref();
+        let enqueues = rule_ref.rule.on_unavailable.iter().flatten();
+        let may_queue = *policy.async_.when != AsyncWhen::Never
+            || enqueues.into_iter().any(|step| step.enqueue.is_some());
+        if fault.is_some_and(|fault| fault.async_.is_some()) && !may_queue {
+            let message = "the rule makes no messages that it could meet";
+            self.warn(at, "W313", &format!("{base}.fault.async"), message);
+        }
         let asked = matches!(
             policy.async_.when.origin,
             Origin::Rule | Origin::RoutePolicy(_)

@@ -80,6 +80,14 @@ impl Checks<'_> {
             self.error(at, "E106", &format!("{base}.grpcResponseType"), message);
         }
         self.idempotency(at, &base, spec.idempotency.as_ref());
+        let on_unknown = spec.idempotency.as_ref().and_then(|keys| keys.on_unknown);
+        if on_unknown.is_some() {
+            let message = "has no effect on messages: one whose outcome is unknown is delivered \
+                           again, and a repeat with its key is answered with the same message; it \
+                           is for the rule's own idempotency";
+            let path = format!("{base}.idempotency.onUnknown");
+            self.warn(at, "W312", &path, message);
+        }
     }
 
     fn callback(&mut self, at: Subject<'_>, base: &str, spec: Option<&CallbackSpec>) {

@@ -418,6 +418,22 @@ impl<'a> Checks<'a> {
             if queue.max_bytes.is_some_and(|size| size.0 == 0) {
                 self.error(at, "E305", "spec.maxBytes", "must be more than 0");
             }
+            let quota = queue.per_caller.as_ref();
+            let bytes = quota.and_then(|quota| quota.max_bytes);
+            if bytes.is_some_and(|size| size.0 == 0) {
+                self.error(at, "E305", "spec.perCaller.maxBytes", "must be more than 0");
+            }
+            if let Some(events) = &queue.events {
+                let url = events.url.split_once("://");
+                let fits = url.is_some_and(|(scheme, rest)| {
+                    let host = rest.split(['/', '?']).next().unwrap_or_default();
+                    matches!(scheme, "http" | "https") && !host.is_empty() && !host.contains('@')
+                });
+                if !fits {
+                    let message = "expected a URL such as \"http://host:8080/events\"";
+                    self.error(at, "E305", "spec.events.url", message);
+                }
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use outrigger_core::time::UnixMillis;
 
+use crate::event::Journal;
 use crate::message::{
     AttemptRecord, DeadLetter, Exported, Message, MessageId, State, StatusView, StoredResult,
 };
@@ -135,6 +136,11 @@ pub trait QueueBackend: Send + Sync {
     /// Looking inside: status, results, dead letters, counts. None where a broker cannot.
     fn inspect(&self) -> Option<&dyn Inspect>;
 
+    /// What happened to messages, for a reader elsewhere. None where a backend keeps no events.
+    fn journal(&self) -> Option<&dyn Journal> {
+        None
+    }
+
     /// Forgets what is past its time (results, idempotency keys, tombstones, dead letters) and
     /// expires messages. Does a bounded amount of work (about 500 rows); returns how much it did,
     /// so a caller repeats while it is not 0. Call every second or so.
@@ -190,6 +196,14 @@ pub trait Inspect: Send + Sync {
         id: MessageId,
         now: UnixMillis,
     ) -> BoxFuture<'_, Result<CancelOutcome, StoreError>>;
+
+    /// Forgets a finished message and its answer before their time; durable when it resolves. A
+    /// dead letter is an operator's and stays. The idempotency key of a forgotten message goes on
+    /// naming it, so that a repeat is still not delivered again.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    fn forget(&self, id: MessageId) -> BoxFuture<'_, Result<ForgetOutcome, StoreError>>;
 
     /// Messages of a queue in id order, with the given state or (none) those not final yet.
     /// Finished states can be listed until their tombstones go. A page may be short or empty and
@@ -360,6 +374,42 @@ pub struct QueueLimits {
     pub max_bytes: u64,
     /// Most bytes of one message, by [`Message::weight`].
     pub max_message_bytes: u64,
+    /// What one caller may hold of that.
+    pub per_caller: Option<Quota>,
+}
+
+/// The bounds of one caller within a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Most messages that are not final.
+    pub max_depth: u64,
+    /// Most bytes of messages that are not final, by [`Message::weight`].
+    pub max_bytes: u64,
+}
+
+impl Quota {
+    /// Checks a message of `weight` bytes against what its caller holds: messages and bytes.
+    ///
+    /// # Errors
+    /// `CallerFull` or `CallerFullBytes`.
+    pub fn check(&self, caller: &str, weight: u64, held: (u64, u64)) -> Result<(), EnqueueError> {
+        let (depth, bytes) = held;
+        if depth >= self.max_depth {
+            return Err(EnqueueError::CallerFull {
+                caller: caller.to_owned(),
+                depth,
+                max: self.max_depth,
+            });
+        }
+        if bytes.saturating_add(weight) > self.max_bytes {
+            return Err(EnqueueError::CallerFullBytes {
+                caller: caller.to_owned(),
+                bytes,
+                max: self.max_bytes,
+            });
+        }
+        Ok(())
+    }
 }
 
 impl QueueLimits {
@@ -368,6 +418,7 @@ impl QueueLimits {
         max_depth: u64::MAX,
         max_bytes: u64::MAX,
         max_message_bytes: u64::MAX,
+        per_caller: None,
     };
 
     /// Checks a message of `weight` bytes against a queue that holds `depth` messages of `bytes`.
@@ -440,6 +491,26 @@ pub enum EnqueueError {
     #[error("enqueue: queue full, {bytes} of {max} bytes")]
     FullBytes {
         /// Bytes of messages that are not final.
+        bytes: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// Its caller holds as many messages as one may.
+    #[error("enqueue: {caller} has {depth} of {max} messages in the queue")]
+    CallerFull {
+        /// Who.
+        caller: String,
+        /// Its messages that are not final.
+        depth: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// Its caller holds as many bytes as one may.
+    #[error("enqueue: {caller} has {bytes} of {max} bytes in the queue")]
+    CallerFullBytes {
+        /// Who.
+        caller: String,
+        /// Bytes of its messages that are not final.
         bytes: u64,
         /// The limit.
         max: u64,
@@ -646,6 +717,17 @@ pub enum CancelOutcome {
     Cancelled,
     /// It is being delivered, or final.
     NotCancellable(State),
+    /// No such message.
+    Unknown,
+}
+
+/// What a [`Inspect::forget`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForgetOutcome {
+    /// It is unknown from now on.
+    Forgotten,
+    /// It is not final, or a dead letter; nothing was changed.
+    Kept(State),
     /// No such message.
     Unknown,
 }

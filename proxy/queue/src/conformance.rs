@@ -15,9 +15,9 @@ use futures_util::future::{BoxFuture, join, join_all};
 use outrigger_core::time::UnixMillis;
 
 use crate::backend::{
-    CancelOutcome, Conclusion, Counts, DeadFilter, EnqueueError, EnqueueOutcome, Inspect, Lease,
-    LeaseRequest, PageRequest, QueueBackend, QueueLimits, Replay, ResultOutcome, Selection, Settle,
-    SettleOutcome, TargetLimits, wait_final,
+    CancelOutcome, Conclusion, Counts, DeadFilter, EnqueueError, EnqueueOutcome, ForgetOutcome,
+    Inspect, Lease, LeaseRequest, PageRequest, QueueBackend, QueueLimits, Quota, Replay,
+    ResultOutcome, Selection, Settle, SettleOutcome, TargetLimits, wait_final,
 };
 use crate::message::{AttemptRecord, HELD, IdemKey, Message, MessageId, State, StoredResult};
 
@@ -65,6 +65,8 @@ cases!(
     a_replay_keeps_its_rate,
     purge_forgets_the_request,
     limits_refuse,
+    a_quota_is_each_callers_own,
+    a_finished_message_is_forgotten_on_request,
     reap_forgets_what_is_past_its_time,
     a_dead_letter_is_kept_as_long_as_its_death_says,
     dead_letters_do_not_push_each_other_out,
@@ -1051,6 +1053,91 @@ async fn limits_refuse(backend: Backend) {
     let leased = lease_one(&backend, 0).await;
     settle(&backend, &leased, done(), 1).await;
     assert!(refused(limits, 5).await.is_ok(), "room again");
+}
+
+async fn a_quota_is_each_callers_own(backend: Backend) {
+    let of = |caller: &str, n: u64| Message {
+        caller: caller.to_owned(),
+        ..message(n, 0)
+    };
+    let weight = message(1, 0).weight();
+    let quota = |max_depth, max_bytes| QueueLimits {
+        per_caller: Some(Quota {
+            max_depth,
+            max_bytes,
+        }),
+        ..QueueLimits::NONE
+    };
+    let two = quota(2, u64::MAX);
+    let accepted = |out: Result<EnqueueOutcome, EnqueueError>| {
+        assert!(matches!(out, Ok(EnqueueOutcome::Accepted(_))), "{out:?}");
+    };
+    accepted(backend.enqueue(of("a", 1), two, at(0)).await);
+    accepted(backend.enqueue(of("a", 2), two, at(0)).await);
+    let full = EnqueueError::CallerFull {
+        caller: "a".to_owned(),
+        depth: 2,
+        max: 2,
+    };
+    let refused = backend.enqueue(of("a", 3), two, at(0)).await;
+    assert_eq!(refused, Err(full.clone()));
+    let with_copy = vec![of("b", 5)];
+    let both = backend.enqueue_with(of("b", 4), with_copy, quota(1, u64::MAX), at(0));
+    assert!(
+        matches!(both.await, Err(EnqueueError::CallerFull { .. })),
+        "a copy counts"
+    );
+    let bytes = quota(9, 2 * weight);
+    accepted(backend.enqueue(of("b", 4), bytes, at(0)).await);
+    accepted(backend.enqueue(of("b", 5), bytes, at(0)).await);
+    let over = EnqueueError::CallerFullBytes {
+        caller: "b".to_owned(),
+        bytes: 2 * weight,
+        max: 2 * weight,
+    };
+    assert_eq!(backend.enqueue(of("b", 6), bytes, at(0)).await, Err(over));
+    // What waits for its next try counts, what has ended does not.
+    let leases = lease(&backend, 2, 0).await;
+    assert_eq!(numbers(&leases), [1, 2]);
+    settle(&backend, &leases[0], retry(5), 1).await;
+    let refused = backend.enqueue(of("a", 3), two, at(1)).await;
+    assert_eq!(refused, Err(full));
+    settle(&backend, &leases[1], dead("no"), 1).await;
+    accepted(backend.enqueue(of("a", 3), two, at(1)).await);
+    let cancelled = inspect(&backend).cancel(id(3), at(2)).await;
+    assert_eq!(cancelled, Ok(CancelOutcome::Cancelled));
+    accepted(backend.enqueue(of("a", 7), two, at(2)).await);
+}
+
+async fn a_finished_message_is_forgotten_on_request(backend: Backend) {
+    let forget = async |n| inspect(&backend).forget(id(n)).await;
+    assert_eq!(forget(1).await, Ok(ForgetOutcome::Unknown));
+    for n in 1..=3 {
+        let mut message = message(n, 0);
+        message.idempotency_key = Some(key(&format!("k{n}"), 1));
+        enqueue(&backend, message).await;
+    }
+    let kept = |state| Ok(ForgetOutcome::Kept(state));
+    assert_eq!(forget(1).await, kept(State::Queued));
+    let leases = lease(&backend, 2, 0).await;
+    assert_eq!(forget(1).await, kept(State::Delivering));
+    settle(&backend, &leases[0], done(), 1).await;
+    settle(&backend, &leases[1], dead("no"), 1).await;
+    assert_eq!(forget(2).await, kept(State::Dead));
+    assert_eq!(forget(1).await, Ok(ForgetOutcome::Forgotten));
+    assert_eq!(state(&backend, 1).await, None);
+    let result = inspect(&backend).result(id(1), at(2)).await;
+    assert_eq!(result, Ok(ResultOutcome::Unknown));
+    assert_eq!(forget(1).await, Ok(ForgetOutcome::Unknown));
+    let mut again = message(9, 2);
+    again.idempotency_key = Some(key("k1", 1));
+    let again = backend.enqueue(again, QueueLimits::NONE, at(2)).await;
+    assert!(
+        matches!(again, Ok(EnqueueOutcome::Duplicate { id: first, .. }) if first == id(1)),
+        "{again:?}"
+    );
+    let letter = inspect(&backend).dead_letter(id(2)).await;
+    assert!(letter.is_ok_and(|letter| letter.is_some()), "it stays");
 }
 
 /// Needs the default [`crate::Retention`].

@@ -6,12 +6,14 @@
 //!
 //! * [`message`]: the nouns. [`MessageId`], [`Message`], [`StatusView`], [`DeadLetter`].
 //! * [`backend`]: the verbs. [`QueueBackend`] and its facet [`Inspect`].
+//! * [`event`]: what happened to messages, for readers elsewhere, and the facet [`Journal`].
 //! * [`memory`]: the reference; nothing survives the process.
 //! * [`embedded`]: one file on a local disk, fsynced before an enqueue resolves.
 //! * `conformance` (feature `test-util`): the suite that every backend passes.
 
 pub mod backend;
 pub mod embedded;
+pub mod event;
 pub mod memory;
 pub mod message;
 
@@ -26,11 +28,13 @@ mod signal;
 
 pub use backend::{
     CancelOutcome, Capabilities, Conclusion, Counts, DeadFilter, DueCursor, Durability,
-    EnqueueError, EnqueueOutcome, Health, Inspect, Lease, LeaseBatch, LeaseId, LeaseRequest, Page,
-    PageRequest, QueueBackend, QueueLimits, Receipt, Replay, ReplayReport, ResultOutcome,
-    Retention, Selection, Settle, SettleOutcome, StoreError, StoreStats, TargetLimits, wait_final,
+    EnqueueError, EnqueueOutcome, ForgetOutcome, Health, Inspect, Lease, LeaseBatch, LeaseId,
+    LeaseRequest, Page, PageRequest, QueueBackend, QueueLimits, Quota, Receipt, Replay,
+    ReplayReport, ResultOutcome, Retention, Selection, Settle, SettleOutcome, StoreError,
+    StoreStats, TargetLimits, wait_final,
 };
 pub use embedded::{EmbeddedStore, OpenError, Options};
+pub use event::{Backlog, Event, EventKind, Followed, Journal};
 pub use id::{MessageId, ParseIdError};
 pub use memory::MemoryQueue;
 pub use message::{

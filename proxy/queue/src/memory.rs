@@ -14,9 +14,9 @@ use outrigger_core::time::UnixMillis;
 
 use crate::backend::{
     CancelOutcome, Capabilities, Conclusion, Counts, DeadFilter, DueCursor, Durability,
-    EnqueueError, EnqueueOutcome, Health, Inspect, Lease, LeaseBatch, LeaseId, LeaseRequest, Page,
-    PageRequest, QueueBackend, QueueLimits, Receipt, Replay, ReplayReport, ResultOutcome,
-    Retention, Selection, Settle, SettleOutcome, StoreError, StoreStats,
+    EnqueueError, EnqueueOutcome, ForgetOutcome, Health, Inspect, Lease, LeaseBatch, LeaseId,
+    LeaseRequest, Page, PageRequest, QueueBackend, QueueLimits, Receipt, Replay, ReplayReport,
+    ResultOutcome, Retention, Selection, Settle, SettleOutcome, StoreError, StoreStats,
 };
 use crate::message::{DeadLetter, Exported, Message, MessageId, State, StatusView, StoredResult};
 use crate::recent::RecentlySettled;
@@ -177,7 +177,9 @@ impl Inner {
                 EnqueueOutcome::Mismatch { id: known.id }
             });
         }
-        check_room(&message, &copies, limits, |queue| self.pending(queue))?;
+        check_room(&message, &copies, limits, |queue, of| {
+            self.pending(queue, of)
+        })?;
         if let Some(key) = &message.idempotency_key {
             let known = Known {
                 id: message.id,
@@ -216,9 +218,11 @@ impl Inner {
             .filter(move |e| e.record.queue == queue)
     }
 
-    fn pending(&self, queue: &str) -> (u64, u64) {
+    /// Messages and bytes that are not final, of everybody or of one caller.
+    fn pending(&self, queue: &str, caller: Option<&str>) -> (u64, u64) {
         self.of(queue)
             .filter(|e| !e.record.state.is_final())
+            .filter(|e| caller.is_none_or(|caller| e.record.caller == caller))
             .fold((0, 0), |(n, bytes), e| (n + 1, bytes + e.record.weight))
     }
 
@@ -474,6 +478,17 @@ impl Inner {
         }
         self.ended(id);
         CancelOutcome::Cancelled
+    }
+
+    fn forget(&mut self, id: MessageId) -> ForgetOutcome {
+        let Some(entry) = self.entries.get(&id) else {
+            return ForgetOutcome::Unknown;
+        };
+        if entry.is_dead() || !entry.record.state.is_final() {
+            return ForgetOutcome::Kept(entry.record.state);
+        }
+        self.entries.remove(&id);
+        ForgetOutcome::Forgotten
     }
 
     fn counts(&self, queue: &str, now: UnixMillis) -> Counts {
@@ -739,6 +754,10 @@ impl Inspect for MemoryQueue {
         now: UnixMillis,
     ) -> BoxFuture<'_, Result<CancelOutcome, StoreError>> {
         ready(self.with(None, Some(id), |inner| inner.cancel(id, now))).boxed()
+    }
+
+    fn forget(&self, id: MessageId) -> BoxFuture<'_, Result<ForgetOutcome, StoreError>> {
+        ready(self.with(None, Some(id), |inner| inner.forget(id))).boxed()
     }
 
     fn list<'a>(

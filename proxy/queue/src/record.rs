@@ -441,12 +441,12 @@ pub(crate) fn weight_of(messages: &[Message]) -> u64 {
 }
 
 /// Checks messages that are to be stored together against what their queues hold: `load` says how
-/// many messages and bytes.
+/// many messages and bytes, of everybody or of one caller.
 pub(crate) fn check_room(
     message: &Message,
     others: &[Message],
     limits: QueueLimits,
-    load: impl Fn(&str) -> (u64, u64),
+    load: impl Fn(&str, Option<&str>) -> (u64, u64),
 ) -> Result<(), EnqueueError> {
     let all = || [message].into_iter().chain(others);
     let mut checked: Vec<&str> = Vec::new();
@@ -457,11 +457,16 @@ pub(crate) fn check_room(
         checked.push(queue);
         let mut here = all().filter(|message| message.queue == queue);
         let weight = here.next().map_or(0, Message::weight);
-        let (depth, bytes) = load(queue);
         let (more, heavier) = here.fold((0, 0_u64), |(n, bytes), message| {
             (n + 1, bytes.saturating_add(message.weight()))
         });
+        let (depth, bytes) = load(queue, None);
         limits.check(weight, depth + more, bytes.saturating_add(heavier))?;
+        if let Some(quota) = limits.per_caller {
+            let (depth, bytes) = load(queue, Some(&message.caller));
+            let held = (depth + more, bytes.saturating_add(heavier));
+            quota.check(&message.caller, weight, held)?;
+        }
     }
     Ok(())
 }

@@ -7,8 +7,8 @@ use outrigger_core::time::UnixMillis;
 use outrigger_queue::message::{AttemptRecord, IdemKey, StoredResult};
 use outrigger_queue::{
     DeadFilter, DeadLetter, EmbeddedStore, Inspect, Lease, LeaseRequest, MemoryQueue, Message,
-    MessageId, Options, PageRequest, QueueBackend, QueueLimits, Replay, Retention, Selection,
-    Settle, State, StatusView, TargetLimits,
+    MessageId, Options, PageRequest, QueueBackend, QueueLimits, Quota, Replay, Retention,
+    Selection, Settle, State, StatusView, TargetLimits,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -46,6 +46,7 @@ enum Step {
         lease: usize,
     },
     Cancel(usize),
+    Forget(usize),
     Replay(Select),
     Purge(Select),
     PurgePending(usize),
@@ -109,6 +110,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(lease, how, delay)| Step::Settle { lease, how, delay }),
         1 => (0..40_usize).prop_map(|lease| Step::Extend { lease }),
         2 => (0..40_usize).prop_map(Step::Cancel),
+        1 => (0..40_usize).prop_map(Step::Forget),
         2 => select().prop_map(Step::Replay),
         1 => select().prop_map(Step::Purge),
         1 => (0..2_usize).prop_map(Step::PurgePending),
@@ -187,6 +189,7 @@ impl Twins {
         let body = Bytes::from(format!("{new:?}"));
         let target = format!("t{}", new.target);
         let mut message = Message::new(id(self.sent), QUEUES[new.queue], &target, body, self.now);
+        message.caller = format!("c{}", new.target % 2);
         message.ordering_key = new.key.map(|key| format!("k{key}"));
         message.block_on_dead = new.block_on_dead;
         message.not_before = UnixMillis(self.now.0 + new.delay);
@@ -225,6 +228,10 @@ impl Twins {
                 let m = self.memory.cancel(id(n as u64), now).await;
                 assert_eq!(m, self.embedded.cancel(id(n as u64), now).await);
             }
+            Step::Forget(n) => {
+                let m = self.memory.forget(id(n as u64)).await;
+                assert_eq!(m, self.embedded.forget(id(n as u64)).await);
+            }
             Step::Replay(which) => {
                 let how = Replay {
                     to: self.now.0.is_multiple_of(2).then(|| "t9".to_owned()),
@@ -260,6 +267,10 @@ impl Twins {
     async fn enqueue(&mut self, new: &NewMessage) {
         let limits = QueueLimits {
             max_depth: 12,
+            per_caller: Some(Quota {
+                max_depth: 5,
+                max_bytes: 1_000,
+            }),
             ..QueueLimits::NONE
         };
         let message = self.message(new);

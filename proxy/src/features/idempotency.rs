@@ -30,7 +30,7 @@ use crate::forward;
 use crate::http::body::ResponseBody;
 use crate::queueing::accept::{self, Plan};
 use crate::queueing::reading::{Read, read};
-use crate::queueing::{LOCAL, convert, store};
+use crate::queueing::{caller, convert, store};
 use crate::snapshot::{Route, Service};
 
 /// Says that an answer was given before.
@@ -44,6 +44,7 @@ const LIMITS: QueueLimits = QueueLimits {
     max_depth: 1_000_000,
     max_bytes: 1 << 30,
     max_message_bytes: u64::MAX,
+    per_caller: None,
 };
 
 /// How calls of a rule are told from their repeats.
@@ -220,14 +221,16 @@ fn intent(
     let content_type = parts.headers.get(CONTENT_TYPE);
     let ttl_ms = u64::try_from(params.ttl.as_millis()).unwrap_or(u64::MAX);
     let id = MessageId::new(now, &mut call.worker.rng());
+    let caller = caller::name(&call.worker);
     let mut intent = Message::new(id, store::ANSWERED, &service.name, Bytes::new(), now);
     intent.route = route.name.to_string();
+    intent.caller.clone_from(&caller);
     intent.method = parts.method.as_str().to_owned();
     intent.not_before = HELD;
     intent.expires_at = Some(now + params.ttl);
     intent.result_ttl_ms = ttl_ms;
     intent.idempotency_key = Some(IdemKey {
-        scope: format!("{LOCAL} {} answered", route.name),
+        scope: format!("{} answered", caller::scope(&caller, &route.name)),
         key,
         fingerprint: convert::fingerprint(&parts.method, authority, path, content_type, body),
         ttl_ms,

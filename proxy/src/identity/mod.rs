@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use outrigger_core::spiffe::SpiffeId;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -35,6 +36,8 @@ use crate::telemetry::metrics::Metrics;
 pub struct Identity {
     configured: bool,
     cell: Arc<ArcSwapOption<Svid>>,
+    /// Of the identity that was in force last.
+    id: ArcSwapOption<SpiffeId>,
     generation: AtomicU64,
     problem: Mutex<Option<String>>,
     changed: watch::Sender<u64>,
@@ -48,6 +51,7 @@ impl Identity {
         Self {
             configured,
             cell: Arc::default(),
+            id: ArcSwapOption::default(),
             generation: AtomicU64::new(0),
             problem: Mutex::default(),
             changed: watch::Sender::new(0),
@@ -63,6 +67,12 @@ impl Identity {
     /// The identity in force; none before the first.
     pub fn current(&self) -> Option<Arc<Svid>> {
         self.cell.load_full()
+    }
+
+    /// Whom this sidecar speaks for: who it is, or was until its certificate expired; none before
+    /// the first.
+    pub fn workload(&self) -> Option<Arc<SpiffeId>> {
+        self.id.load_full()
     }
 
     /// The generation in force; 0 before the first.
@@ -161,6 +171,7 @@ impl Identity {
         }
         let (not_after, roots) = (svid.not_after, svid.anchors().len());
         info!(id = %svid.id, not_after, roots, generation = next, "identity in force");
+        self.id.store(Some(Arc::new(svid.id.clone())));
         self.cell.store(Some(svid));
         self.generation.store(next, Ordering::Release);
         self.changed.send_replace(next);

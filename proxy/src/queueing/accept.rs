@@ -31,9 +31,7 @@ use crate::queueing::reading::{Read, read};
 use crate::queueing::receipt::{grpc_receipt, receipt};
 pub use crate::queueing::skip::{Skipped, note};
 use crate::queueing::status::COME_BACK;
-use crate::queueing::{
-    LOCAL, callback, fan_out, idempotency_scope, operations, original, status, store,
-};
+use crate::queueing::{callback, caller, fan_out, faults, operations, original, status, store};
 use crate::snapshot::{Async, GrpcAck, Route, Secrets, Service, When};
 
 /// The longest `Prefer: wait` that is honoured; beyond it proxies in between give up anyway.
@@ -225,6 +223,10 @@ async fn convert(
     call.observation.routed(service, route);
     let backend = open_store(call, route).await?;
     let limits = limits(call, policy)?;
+    let faults = faults::of(call, policy);
+    if let Some(faults) = faults {
+        faults::refuse(call, faults)?;
+    }
     let (body, trailers) = match read(call, service, route, policy.max_body, payload).await? {
         Read::Whole(body, trailers) => (body, trailers),
         Read::Back(payload, skipped) => {
@@ -236,6 +238,7 @@ async fn convert(
             };
         }
     };
+    fan_out::screen(call, policy, body.len())?;
     let contract = route.features.as_ref().and_then(|f| f.contract.as_ref());
     if call.grpc
         && let Some(contract) = contract
@@ -251,6 +254,9 @@ async fn convert(
         block_on_dead: policy.block_on_dead,
         ..message(call, service, route, policy, &plan, body, trailers.as_ref())
     };
+    if let Some(faults) = faults {
+        faults::put_off(call, faults, &mut message);
+    }
     let queue = message.queue.clone();
     let mut copies = fan_out::copies(&message, &policy.subscribers);
     original::sign(
@@ -273,6 +279,9 @@ async fn convert(
         }
     }
     let id = id.id();
+    if let Some(faults) = faults {
+        faults::lose_acknowledgement(call, faults)?;
+    }
     if let Some(wait) = plan.prefer.wait
         && let Some(result) = wait_for_answer(call, &*backend, id, wait).await
     {
@@ -358,6 +367,7 @@ pub(super) fn limits(call: &Call, policy: &Async) -> Result<QueueLimits, ProxyEr
         max_bytes: queue.max_bytes,
         // The body is already bounded by `maxBody` and the head by the listener.
         max_message_bytes: u64::MAX,
+        per_caller: queue.per_caller,
     })
 }
 
@@ -384,17 +394,22 @@ pub(super) fn message(
         &body,
     );
     let millis = |of: Duration| u64::try_from(of.as_millis()).unwrap_or(u64::MAX);
-    let idempotency_key = plan
-        .key
-        .as_ref()
-        .filter(|_| !policy.idempotency_ttl.is_zero());
+    let caller = caller::name(&call.worker);
+    let key = plan.key.as_ref();
+    let key = key.filter(|_| !policy.idempotency_ttl.is_zero());
+    let idempotency_key = key.map(|key| IdemKey {
+        scope: caller::scope(&caller, &route.name),
+        key: key.clone(),
+        fingerprint,
+        ttl_ms: millis(policy.idempotency_ttl),
+    });
     let trace = match TraceContext::from_headers(&parts.headers) {
         Some(context) => context.child(rng),
         None => TraceContext::new_root(false, rng),
     };
     let (not_before, expires_at) = convert::schedule(plan.timing, now);
     Message {
-        caller: LOCAL.to_owned(),
+        caller,
         route: route.name.to_string(),
         route_version: call.snapshot.version.clone(),
         method: parts.method.as_str().to_owned(),
@@ -403,12 +418,7 @@ pub(super) fn message(
         headers: convert::stored_fields(&parts.headers, policy.secrets),
         trailers: trailers.map(convert::owned_fields),
         grpc: call.grpc,
-        idempotency_key: idempotency_key.map(|key| IdemKey {
-            scope: idempotency_scope(&route.name),
-            key: key.clone(),
-            fingerprint,
-            ttl_ms: millis(policy.idempotency_ttl),
-        }),
+        idempotency_key,
         not_before,
         expires_at,
         trace_context: Some(trace.to_string()),
@@ -456,9 +466,14 @@ async fn store_message(
     copies: Vec<Message>,
     limits: QueueLimits,
 ) -> Result<Stored, ProxyError> {
+    let queue = message.queue.clone();
     let storing = backend.enqueue_with(message, copies, limits, clock::unix_now());
     let outcome = in_time(patience(call, route), storing).await?;
-    match outcome.map_err(|error| refusal(&error))? {
+    let refused = |error| {
+        count_refusal(call, &queue, &error);
+        refusal(&error)
+    };
+    match outcome.map_err(refused)? {
         EnqueueOutcome::Accepted(receipt) => {
             durable(receipt.durability).map(|()| Stored::New(receipt.id))
         }
@@ -485,10 +500,31 @@ fn durable(durability: Durability) -> Result<(), ProxyError> {
     }
 }
 
+/// Counts what a bound of the queue refused: rare, so its labels may be formatted here.
+fn count_refusal(call: &Call, queue: &str, error: &EnqueueError) {
+    let limit = match error {
+        EnqueueError::Full { .. } => "maxDepth",
+        EnqueueError::FullBytes { .. } => "maxBytes",
+        EnqueueError::CallerFull { .. } => "perCaller.maxDepth",
+        EnqueueError::CallerFullBytes { .. } => "perCaller.maxBytes",
+        EnqueueError::TooLarge { .. }
+        | EnqueueError::DiskFull { .. }
+        | EnqueueError::Unavailable(_) => return,
+    };
+    let labels = [("queue", queue), ("limit", limit)];
+    let metrics = &call.worker.shared.metrics;
+    metrics
+        .counter("outrigger_limit_rejected_total", &labels)
+        .increment(1);
+}
+
 pub(crate) fn refusal(error: &EnqueueError) -> ProxyError {
     let detail = error.to_string();
     match error {
-        EnqueueError::Full { .. } | EnqueueError::FullBytes { .. } => {
+        EnqueueError::Full { .. }
+        | EnqueueError::FullBytes { .. }
+        | EnqueueError::CallerFull { .. }
+        | EnqueueError::CallerFullBytes { .. } => {
             ProxyError::local(ErrorCode::QueueFull, detail).retry_after(COME_BACK)
         }
         EnqueueError::TooLarge { .. } => ProxyError::local(ErrorCode::RequestTooLarge, detail),
@@ -561,6 +597,7 @@ mod tests {
             grpc_ack: Some(GrpcAck::Empty),
             grpc_response_type: None,
             callback: None,
+            faults: None,
         }
     }
 

@@ -28,7 +28,7 @@ use crate::forward;
 use crate::http::body::{BodyError, Collected};
 use crate::queueing::target::{self, Effect, Gate};
 use crate::queueing::unary::{Framing, framing};
-use crate::queueing::{callback, convert, fan_out, original};
+use crate::queueing::{callback, convert, fan_out, faults, original};
 use crate::snapshot::{Async, Route, Service};
 use crate::worker::Worker;
 
@@ -86,9 +86,13 @@ pub async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> Delivered {
     };
     let original = original::caller(message);
     let original = original.as_ref();
+    let met = faults::draw(worker, policy, message);
     let judged = match &found {
         Ok((service, route)) => match authorize::delivery(&call, service, route, original) {
-            Ok(()) => attempt.run(&mut call, service, route, policy, lease).await,
+            Ok(()) => {
+                let run = attempt.run(&mut call, service, route, policy, lease, met.slow);
+                run.await
+            }
             // It was allowed when it was accepted.
             Err(error) => {
                 call.observation.discard();
@@ -113,6 +117,14 @@ pub async fn deliver(worker: &Rc<Worker>, lease: &Lease) -> Delivered {
         judged.retry_after,
         &mut worker.rng(),
     );
+    if met.twice
+        && matches!(next, Next::Done)
+        && let Ok((service, _)) = &found
+    {
+        let timeout = policy.map_or(TIMEOUT, |policy| policy.delivery_timeout);
+        let left = (attempt.begun + timeout).saturating_since(clock::now());
+        Box::pin(faults::deliver_again(worker, lease, service, left)).await;
+    }
     let settle = match next {
         Next::Done => Settle::Done {
             result: judged.kept(message.result_ttl_ms, policy),
@@ -220,6 +232,7 @@ impl Attempt {
         route: &Arc<Route>,
         policy: Option<&Async>,
         lease: &Lease,
+        slow: Option<Duration>,
     ) -> Judged {
         let timeout = policy.map_or(TIMEOUT, |policy| policy.delivery_timeout);
         call.request_timeout = Some(timeout);
@@ -238,6 +251,13 @@ impl Attempt {
             .max(MAX_EXCERPT_BYTES);
         let (head, body) = response.into_parts();
         let until = clock::instant(self.begun + timeout);
+        if let Some(slow) = slow
+            && tokio::time::timeout_at(until, tokio::time::sleep(slow))
+                .await
+                .is_err()
+        {
+            return Judged::late(head.status);
+        }
         match tokio::time::timeout_at(until, body.collect(cap)).await {
             Ok(Ok(body)) => {
                 Judged::answered(&Response::from_parts(head, ()), body, lease.message.grpc)

@@ -30,7 +30,7 @@ use crate::drain::Phase;
 use crate::queueing::deaths::Deaths;
 use crate::queueing::store::{self, Meters, Opened};
 use crate::queueing::target::{self, Effect, Gate, Target};
-use crate::queueing::{convert, delivery, shadow};
+use crate::queueing::{convert, delivery, events, shadow};
 use crate::worker::Worker;
 
 /// How often the store is reaped and queues are looked for.
@@ -110,6 +110,7 @@ async fn serve(
 ) {
     info!("queue store ready");
     let mut lines: HashMap<String, (Rc<Line>, JoinHandle<()>)> = HashMap::new();
+    let mut tellers = Tellers::default();
     let drain = worker.shared.drain.clone();
     let mut closing = pin!(drain.reached(Phase::Closing));
     let mut ticks = tokio::time::interval(TICK);
@@ -133,6 +134,7 @@ async fn serve(
                 (line, task)
             });
         }
+        tellers.keep(worker, &backend);
         reap(&*backend).await;
         for (line, _) in lines.values() {
             line.bury_the_old().await;
@@ -143,6 +145,30 @@ async fn serve(
         line.tell_of_deaths();
         line.stop();
         let _ = task.await;
+    }
+}
+
+/// The tasks that tell of events, one for each queue that has somebody to tell; they end with this.
+#[derive(Default)]
+struct Tellers(HashMap<String, JoinHandle<()>>);
+
+impl Tellers {
+    fn keep(&mut self, worker: &Rc<Worker>, backend: &Arc<dyn QueueBackend>) {
+        self.0.retain(|_, task| !task.is_finished());
+        let snapshot = worker.snapshot();
+        worker.shared.queues.follow(&snapshot);
+        for queue in events::followed(&snapshot).into_keys() {
+            self.0.entry(queue).or_insert_with_key(|queue| {
+                let telling = events::run(Rc::clone(worker), Arc::clone(backend), queue.clone());
+                tokio::task::spawn_local(telling)
+            });
+        }
+    }
+}
+
+impl Drop for Tellers {
+    fn drop(&mut self) {
+        self.0.values().for_each(JoinHandle::abort);
     }
 }
 

@@ -6,8 +6,11 @@
 
 use std::sync::Arc;
 
+use outrigger_core::error_code::ErrorCode;
 use outrigger_queue::{Inspect, Message, StatusView, StoreError};
 
+use crate::call::Call;
+use crate::error::ProxyError;
 use crate::queueing::callback;
 use crate::snapshot::{Async, Route, Snapshot};
 
@@ -30,6 +33,28 @@ pub(super) fn copies(message: &Message, subscribers: &[Arc<str>]) -> Vec<Message
         }
     };
     (1..).zip(subscribers).map(copy).collect()
+}
+
+/// Whether every subscriber takes a body of this length, as its `limits.maxRequestBody` says.
+///
+/// # Errors
+/// `request_too_large`, naming one that does not.
+pub(super) fn screen(call: &Call, policy: &Async, length: usize) -> Result<(), ProxyError> {
+    for name in &policy.subscribers {
+        let Some(service) = call.snapshot.service(name) else {
+            continue;
+        };
+        let most = service.max_request_body.unwrap_or(u64::MAX);
+        if length as u64 > most {
+            service.metrics.refused.body.increment(1);
+            let detail = format!(
+                "the body is longer than the {most} bytes of limits.maxRequestBody of the \
+                 subscriber {name}"
+            );
+            return Err(ProxyError::downstream(ErrorCode::RequestTooLarge, detail));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a message is a copy.

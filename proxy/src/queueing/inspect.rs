@@ -22,8 +22,8 @@ use crate::queueing::lookup::{
 };
 pub use crate::queueing::replay::{purge, replay};
 use crate::queueing::status::Status;
-use crate::queueing::store;
 use crate::queueing::target::{self, Gate};
+use crate::queueing::{events, store};
 use crate::snapshot::Snapshot;
 
 /// The store and every queue:
@@ -83,6 +83,11 @@ fn store_view(health: Option<&Health>, backend: Option<&dyn QueueBackend>) -> Va
     })
 }
 
+/// None for a bound that was not set.
+fn bounded(of: u64) -> Option<u64> {
+    (of != u64::MAX).then_some(of)
+}
+
 fn queue_view(snapshot: &Snapshot, name: &str, counts: Option<&Counts>, now: UnixMillis) -> Value {
     let queue = snapshot.queues.get(name);
     let mut view = json!({
@@ -90,6 +95,11 @@ fn queue_view(snapshot: &Snapshot, name: &str, counts: Option<&Counts>, now: Uni
         "configured": queue.is_some(),
         "maxDepth": queue.map(|queue| queue.max_depth),
         "maxBytes": queue.map(|queue| queue.max_bytes),
+        "perCaller": queue.and_then(|queue| queue.per_caller).map(|quota| json!({
+            "maxDepth": bounded(quota.max_depth),
+            "maxBytes": bounded(quota.max_bytes),
+        })),
+        "events": queue.and_then(|queue| queue.events.as_ref()).map(|sink| sink.url.origin()),
         "targets": targets(snapshot, name),
     });
     if let (Some(counts), Some(view)) = (counts, view.as_object_mut()) {
@@ -178,11 +188,8 @@ pub async fn messages(
         async |queue, page| look(inspect.list(queue, state, page)).await,
     );
     let found = found.await?;
-    let messages: Vec<Status> = found
-        .items
-        .iter()
-        .map(|view| Status::of(&snapshot, view))
-        .collect();
+    let items = found.items.iter();
+    let messages: Vec<Value> = items.map(|view| of_message(&snapshot, view)).collect();
     Ok(json!({"messages": messages, "next": next(found.next)}))
 }
 
@@ -196,7 +203,14 @@ pub async fn message(shared: &Arc<Shared>, id: &str) -> Result<Value, Refused> {
     let found = look(facet(&*backend)?.status(id)).await;
     let view = found.map_err(refused)?;
     let view = view.ok_or_else(|| unknown(id))?;
-    Ok(json!(Status::of(&shared.store.load(), &view)))
+    Ok(of_message(&shared.store.load(), &view))
+}
+
+/// What its sender sees of a message, and who that is.
+fn of_message(snapshot: &Snapshot, view: &StatusView) -> Value {
+    let mut status = json!(Status::of(snapshot, view));
+    status["caller"] = json!(view.caller);
+    status
 }
 
 /// Sets the gauges of the store and of every queue, before a scrape. Those of a store that does not
@@ -246,6 +260,10 @@ async fn refresh_queues(
                 .metrics
                 .gauge("outrigger_queue_depth", &labels)
                 .set(depth as f64);
+        }
+        let queue = snapshot.queues.get(&name);
+        if queue.is_some_and(|queue| queue.events.is_some()) {
+            events::refresh_metrics(&shared.metrics, backend, &name);
         }
         let labels = [("queue", name.as_str())];
         let oldest = oldest_seconds(&counts, now);

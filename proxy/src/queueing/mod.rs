@@ -4,19 +4,22 @@
 //!
 //! In reading order: [`accept`] turns a call into a message and answers 202, or says why it did
 //! not ([`skip`]). [`dispatch`] leases messages within what [`target`] allows, and [`delivery`]
-//! sends each of them through `forward` again. [`status`] and [`operations`] tell the caller and [`inspect`] the
-//! operator; [`callback`] tells whom the caller named. [`store`] owns the store of this sidecar; [`convert`], [`unary`] and [`text`] are
+//! sends each of them through `forward` again. [`status`] and [`operations`] tell the [`caller`] and [`inspect`] the
+//! operator; [`callback`] tells whom the caller named, [`events`] whom the operator did. [`store`] owns the store of this sidecar; [`convert`], [`unary`] and [`text`] are
 //! the pure parts.
 
 pub mod accept;
 mod audit;
 pub mod callback;
+pub mod caller;
 pub mod convert;
 mod deaths;
 pub mod delivery;
 pub mod dispatch;
+mod events;
 pub mod export;
 mod fan_out;
+mod faults;
 mod groups;
 pub mod inspect;
 mod letters;
@@ -34,11 +37,3 @@ pub mod store;
 pub mod target;
 pub mod text;
 pub mod unary;
-
-/// The caller that this sidecar speaks for while it has no identity: its own application.
-pub const LOCAL: &str = "local";
-
-/// The scope in which an idempotency key of the local application is unique.
-pub fn idempotency_scope(route: &str) -> String {
-    format!("{LOCAL} {route}")
-}

@@ -6,6 +6,7 @@
 //! rules acknowledge with none of them are left alone, for they may have operations of their own.
 //! On the message's life.
 
+mod listing;
 mod wire;
 
 use std::sync::Arc;
@@ -19,12 +20,12 @@ use outrigger_core::error_code::ErrorCode;
 use outrigger_core::headers;
 use outrigger_core::outcome::GrpcCode;
 use outrigger_queue::{
-    CancelOutcome, Inspect, MessageId, QueueBackend, ResultOutcome, State, StatusView, StoreError,
-    StoredResult, wait_final,
+    CancelOutcome, ForgetOutcome, Inspect, MessageId, QueueBackend, ResultOutcome, State,
+    StatusView, StoreError, StoredResult, wait_final,
 };
 use prost::Message as _;
 
-use self::wire::{Any, NamedRequest, Operation, Outcome, RpcStatus, WaitRequest};
+use self::wire::{Any, ListRequest, NamedRequest, Operation, Outcome, RpcStatus, WaitRequest};
 use crate::call::Call;
 use crate::clock;
 use crate::error::ProxyError;
@@ -32,7 +33,7 @@ use crate::http::body::ResponseBody;
 use crate::http::incoming::Incoming;
 use crate::queueing::accept::MAX_WAIT;
 use crate::queueing::status::COME_BACK;
-use crate::queueing::{status, store};
+use crate::queueing::{caller, status, store};
 use crate::snapshot::GrpcAck;
 
 /// The path of the service.
@@ -69,10 +70,11 @@ pub fn concerns(call: &mut Call) -> bool {
 /// Serves a call that [`concerns`] operations.
 ///
 /// # Errors
-/// `message_unknown`, `not_cancellable`, `queue_unavailable`, `bad_request`, and `no_route` for a
-/// method that is not served.
+/// `unauthorized`, `message_unknown`, `not_cancellable`, `queue_unavailable`, `bad_request`, and
+/// `no_route` for a method that is not served.
 pub async fn serve(call: &mut Call, body: Incoming) -> Result<Response<ResponseBody>, ProxyError> {
     let method = call.parts.uri.path()[SERVICE.len()..].to_owned();
+    caller::screen(call)?;
     let request = read(body).await?;
     let message = match method.as_str() {
         "GetOperation" => operation(call, id_of(&request)?, Duration::ZERO)
@@ -88,6 +90,14 @@ pub async fn serve(call: &mut Call, body: Incoming) -> Result<Response<ResponseB
         "CancelOperation" => {
             cancel(call, id_of(&request)?).await?;
             Vec::new()
+        }
+        "DeleteOperation" => {
+            forget(call, id_of(&request)?).await?;
+            Vec::new()
+        }
+        "ListOperations" => {
+            let asked = ListRequest::decode(&request[..]).map_err(|_| malformed())?;
+            listing::list(call, &asked).await?.encode_to_vec()
         }
         other => {
             let detail = format!("operations of messages have no {other}");
@@ -203,6 +213,14 @@ async fn look<T>(
         .map_err(|error| unavailable(&error))
 }
 
+/// The status of a message of the caller's.
+async fn own(call: &Call, inspect: &dyn Inspect, id: MessageId) -> Result<StatusView, ProxyError> {
+    let view = look(PATIENCE, inspect.status(id)).await?;
+    let view = view.ok_or_else(|| unknown(format!("no message {id}")))?;
+    caller::check(call, &view)?;
+    Ok(view)
+}
+
 /// The operation as it is, after a wait for its end.
 async fn operation(call: &Call, id: MessageId, wait: Duration) -> Result<Operation, ProxyError> {
     let backend = backend(call)?;
@@ -212,29 +230,35 @@ async fn operation(call: &Call, id: MessageId, wait: Duration) -> Result<Operati
         // Its answer has to reach the caller in time.
         wait = wait.min(timeout.mul_f64(0.9));
     }
-    let mut view = None;
-    if !wait.is_zero() {
+    let mut view = own(call, inspect, id).await?;
+    if !wait.is_zero() && !view.state.is_final() {
         let ended = tokio::time::timeout(wait, wait_final(inspect, id)).await;
-        view = ended
-            .ok()
-            .transpose()
-            .map_err(|error| unavailable(&error))?
-            .flatten();
+        let ended = ended.ok().transpose();
+        view = match ended.map_err(|error| unavailable(&error))? {
+            Some(Some(ended)) => ended,
+            _ => own(call, inspect, id).await?,
+        };
     }
-    if view.is_none() {
-        view = look(PATIENCE, inspect.status(id)).await?;
-    }
-    let view = view.ok_or_else(|| unknown(format!("no message {id}")))?;
+    of_message(call, inspect, &view).await
+}
+
+/// The operation that a message is.
+async fn of_message(
+    call: &Call,
+    inspect: &dyn Inspect,
+    view: &StatusView,
+) -> Result<Operation, ProxyError> {
+    let id = view.id;
     let outcome = match view.state {
         state if !state.is_final() => None,
         State::Succeeded => {
             let result = look(PATIENCE, inspect.result(id, clock::unix_now())).await?;
             Some(match result {
-                ResultOutcome::Ready(result) => outcome_of(kind_of(call, &view), &result),
+                ResultOutcome::Ready(result) => outcome_of(kind_of(call, view), &result),
                 _ => failed(GrpcCode::NotFound, ErrorCode::ResultGone.as_str()),
             })
         }
-        _ => Some(ended_badly(&view)),
+        _ => Some(ended_badly(view)),
     };
     Ok(Operation {
         name: format!("{NAMES}{id}"),
@@ -304,11 +328,28 @@ fn failed(code: GrpcCode, message: &str) -> Outcome {
 async fn cancel(call: &Call, id: MessageId) -> Result<(), ProxyError> {
     let backend = backend(call)?;
     let inspect = inspect(&*backend)?;
+    own(call, inspect, id).await?;
     match look(PATIENCE, inspect.cancel(id, clock::unix_now())).await? {
         CancelOutcome::Cancelled => Ok(()),
         CancelOutcome::Unknown => Err(unknown(format!("no message {id}"))),
         CancelOutcome::NotCancellable(state) => {
             let detail = format!("the message is {state}");
+            Err(ProxyError::downstream(ErrorCode::NotCancellable, detail))
+        }
+    }
+}
+
+/// Forgets what came of a message. It cancels nothing, as the service is defined; a dead letter is
+/// the operator's.
+async fn forget(call: &Call, id: MessageId) -> Result<(), ProxyError> {
+    let backend = backend(call)?;
+    let inspect = inspect(&*backend)?;
+    own(call, inspect, id).await?;
+    match look(PATIENCE, inspect.forget(id)).await? {
+        ForgetOutcome::Forgotten => Ok(()),
+        ForgetOutcome::Unknown => Err(unknown(format!("no message {id}"))),
+        ForgetOutcome::Kept(state) => {
+            let detail = format!("the message is {state}, and there is no result to forget");
             Err(ProxyError::downstream(ErrorCode::NotCancellable, detail))
         }
     }

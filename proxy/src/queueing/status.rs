@@ -1,8 +1,7 @@
 //! What became of a message, for the one who sent it: `/.outrigger/messages`.
 //!
 //! Served on the outbound listener beside the calls themselves, so an application needs no second
-//! address. Everything on that listener is the sidecar's own application, which is also the only
-//! one that enqueued here; peers get their own view with identity.
+//! address. Shows nobody the messages of another caller ([`caller`]).
 //!
 //! Stands on the life of a message.
 
@@ -25,7 +24,7 @@ use crate::http::body::ResponseBody;
 use crate::http::respond;
 use crate::queueing::accept::MAX_WAIT;
 use crate::queueing::target::{self, Gate};
-use crate::queueing::{callback, convert, fan_out, idempotency_scope, store, text};
+use crate::queueing::{callback, caller, convert, fan_out, store, text};
 use crate::snapshot::Snapshot;
 
 /// Paths below this are ours, whatever the host.
@@ -61,8 +60,8 @@ pub fn id_value(id: MessageId) -> HeaderValue {
 /// Serves a request below `/.outrigger/`.
 ///
 /// # Errors
-/// `message_unknown`, `result_gone`, `not_cancellable`, `queue_unavailable`, `bad_request`, and
-/// `no_route` for what is not there.
+/// `unauthorized`, `message_unknown`, `result_gone`, `not_cancellable`, `queue_unavailable`,
+/// `bad_request`, and `no_route` for what is not there.
 pub async fn serve(call: &mut Call) -> Result<Response<ResponseBody>, ProxyError> {
     let wait = headers::parse_prefer(&call.parts.headers).wait;
     let limit = wait.unwrap_or_default().min(MAX_WAIT) + PATIENCE;
@@ -75,6 +74,7 @@ pub async fn serve(call: &mut Call) -> Result<Response<ResponseBody>, ProxyError
 }
 
 async fn answer(call: &Call) -> Result<Response<ResponseBody>, ProxyError> {
+    caller::screen(call)?;
     let path = call.parts.uri.path();
     let rest = path
         .strip_prefix(MESSAGES)
@@ -139,6 +139,15 @@ fn inspect(backend: &dyn QueueBackend) -> Result<&dyn Inspect, ProxyError> {
     })
 }
 
+/// The status of a message of the caller's.
+async fn own(call: &Call, inspect: &dyn Inspect, id: MessageId) -> Result<StatusView, ProxyError> {
+    let view = inspect.status(id).await;
+    let view = view.map_err(|error| unavailable(&error))?;
+    let view = view.ok_or_else(|| not_found(id))?;
+    caller::check(call, &view)?;
+    Ok(view)
+}
+
 /// The status, after a wait for the end where `Prefer: wait` asks for it.
 async fn one(call: &Call, id: MessageId) -> Result<Response<ResponseBody>, ProxyError> {
     let backend = backend(call)?;
@@ -146,23 +155,15 @@ async fn one(call: &Call, id: MessageId) -> Result<Response<ResponseBody>, Proxy
     let wait = headers::parse_prefer(&call.parts.headers)
         .wait
         .filter(|wait| !wait.is_zero());
-    let mut view = None;
-    if let Some(wait) = wait {
-        let waiting = tokio::time::timeout(wait.min(MAX_WAIT), wait_final(inspect, id));
-        view = waiting
-            .await
-            .ok()
-            .transpose()
-            .map_err(|error| unavailable(&error))?
-            .flatten();
+    let mut view = own(call, inspect, id).await?;
+    if let Some(wait) = wait.filter(|_| !view.state.is_final()) {
+        let waiting = tokio::time::timeout(wait.min(MAX_WAIT), wait_final(inspect, id)).await;
+        let ended = waiting.ok().transpose();
+        view = match ended.map_err(|error| unavailable(&error))? {
+            Some(Some(ended)) => ended,
+            _ => own(call, inspect, id).await?,
+        };
     }
-    if view.is_none() {
-        view = inspect
-            .status(id)
-            .await
-            .map_err(|error| unavailable(&error))?;
-    }
-    let view = view.ok_or_else(|| not_found(id))?;
     let copies = fan_out::of(&call.snapshot, inspect, &view).await;
     let copies = copies.map_err(|error| unavailable(&error))?;
     let told = callback::of(&call.snapshot, inspect, &view).await;
@@ -203,12 +204,11 @@ async fn by_key(call: &Call) -> Result<Response<ResponseBody>, ProxyError> {
         .iter()
         .flat_map(|service| &service.routes);
     for route in routes.filter(|route| route.asynchronous.is_some()) {
-        let scope = idempotency_scope(&route.name);
-        let found = inspect
-            .by_idempotency(&scope, bare, clock::unix_now())
-            .await;
-        if let Some(id) = found.map_err(|error| unavailable(&error))? {
-            return one(call, id).await;
+        for scope in caller::scopes(&call.worker, &route.name) {
+            let found = inspect.by_idempotency(&scope, bare, clock::unix_now());
+            if let Some(id) = found.await.map_err(|error| unavailable(&error))? {
+                return one(call, id).await;
+            }
         }
     }
     Err(unknown(
@@ -219,6 +219,7 @@ async fn by_key(call: &Call) -> Result<Response<ResponseBody>, ProxyError> {
 async fn result(call: &Call, id: MessageId) -> Result<Response<ResponseBody>, ProxyError> {
     let backend = backend(call)?;
     let inspect = inspect(&*backend)?;
+    own(call, inspect, id).await?;
     let outcome = inspect.result(id, clock::unix_now()).await;
     match outcome.map_err(|error| unavailable(&error))? {
         ResultOutcome::Ready(result) => Ok(stored_answer(result, id, false)),
@@ -229,11 +230,7 @@ async fn result(call: &Call, id: MessageId) -> Result<Response<ResponseBody>, Pr
             Err(ProxyError::downstream(ErrorCode::ResultGone, detail))
         }
         ResultOutcome::NotYet => {
-            let view = inspect
-                .status(id)
-                .await
-                .map_err(|error| unavailable(&error))?;
-            let view = view.ok_or_else(|| not_found(id))?;
+            let view = own(call, inspect, id).await?;
             let status = Status::of(&call.snapshot, &view);
             let mut response = status_response(&view, &status);
             *response.status_mut() = StatusCode::ACCEPTED;
@@ -251,6 +248,7 @@ async fn result(call: &Call, id: MessageId) -> Result<Response<ResponseBody>, Pr
 async fn cancel(call: &Call, id: MessageId) -> Result<Response<ResponseBody>, ProxyError> {
     let backend = backend(call)?;
     let inspect = inspect(&*backend)?;
+    own(call, inspect, id).await?;
     let outcome = inspect.cancel(id, clock::unix_now()).await;
     match outcome.map_err(|error| unavailable(&error))? {
         CancelOutcome::Cancelled => one(call, id).await,
@@ -420,7 +418,7 @@ impl Status {
 }
 
 impl AttemptView {
-    fn of(record: &AttemptRecord) -> Self {
+    pub(super) fn of(record: &AttemptRecord) -> Self {
         Self {
             n: record.n,
             at: text::rfc3339(record.at),

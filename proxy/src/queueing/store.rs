@@ -9,6 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use tracing::{error, warn};
 
 use crate::clock;
 use crate::features::idempotency::Params;
+use crate::queueing::events;
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::metrics::{Histogram, Metrics};
 
@@ -46,6 +48,8 @@ pub struct Queues {
     meters: Mutex<HashMap<String, Arc<Meters>>>,
     /// Calls with a key that are under way.
     answering: Mutex<HashSet<MessageId>>,
+    /// The snapshot whose queues are followed.
+    following: AtomicU64,
 }
 
 /// A store that was opened, or is being opened, or could not be.
@@ -86,6 +90,7 @@ impl Queues {
             opening: Mutex::default(),
             meters: Mutex::default(),
             answering: Mutex::default(),
+            following: AtomicU64::new(0),
         }
     }
 
@@ -100,6 +105,7 @@ impl Queues {
     /// open. Returns at once; never fails: what went wrong shows in [`Queues::health`]. A store
     /// that was refused for its volume is opened again when the config now allows it.
     pub fn ensure_open(&self, snapshot: &Snapshot) {
+        self.follow(snapshot);
         if self.open_with(snapshot).is_none() {
             return;
         }
@@ -109,6 +115,21 @@ impl Queues {
             return;
         };
         self.open(options);
+    }
+
+    /// Keeps events of the queues for which `snapshot` has somebody to tell, if it is newer than
+    /// what was known.
+    pub fn follow(&self, snapshot: &Snapshot) {
+        let known = self.following.load(Ordering::Acquire);
+        if snapshot.generation <= known {
+            return;
+        }
+        let Some(opened) = self.opened() else { return };
+        if let Some(journal) = opened.store.journal() {
+            journal.follow(events::followed(snapshot));
+        }
+        self.following
+            .fetch_max(snapshot.generation, Ordering::AcqRel);
     }
 
     /// Opens a store that failed once more, at most every 5 s: whoever was to act may have acted.
@@ -152,6 +173,7 @@ impl Queues {
             headroom_bytes: self.volume.headroom,
             ballast_bytes: self.volume.ballast,
             retention: retention(snapshot),
+            followed: events::followed(snapshot),
             ..Options::default()
         }
     }

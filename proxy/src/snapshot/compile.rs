@@ -28,6 +28,7 @@ use outrigger_core::route::{
     GrpcMatch, HeaderMatch, Match, PathMatch, QueryMatch, RuleSet, ValueMatch,
 };
 use outrigger_core::{balance, breaker, budget, ejection, headers, redelivery, retry};
+use outrigger_queue::Quota;
 
 use crate::app::Shared;
 use crate::bulkhead;
@@ -41,6 +42,8 @@ use crate::snapshot::addresses::{Addresses, Ports};
 use crate::snapshot::authorization;
 use crate::snapshot::callback::Callback;
 use crate::snapshot::endpoints;
+use crate::snapshot::events::Sink;
+use crate::snapshot::faults;
 use crate::snapshot::features::{self, InboundLimits};
 use crate::snapshot::live::{EndpointSpec, Labels, Spoken};
 use crate::snapshot::mutual;
@@ -238,7 +241,10 @@ impl Compiler<'_> {
             },
             limits: self.rule_limits(policy, service, &name),
             max_request_body: *policy.limits.max_request_body,
-            asynchronous: asynchronous(policy, service),
+            asynchronous: asynchronous(policy, service).map(|compiled| Async {
+                faults: faults::compile(&policy.features, &self.shared.metrics, &name),
+                ..compiled
+            }),
             features,
             state,
             duration: self
@@ -596,6 +602,7 @@ fn asynchronous(policy: &RulePolicy, service: &NamespacedName) -> Option<Async> 
             .callback
             .as_deref()
             .map(|spec| Arc::new(Callback::compile(spec))),
+        faults: None,
     })
 }
 
@@ -657,6 +664,11 @@ fn queue(name: &impl ToString, spec: &QueueSpec) -> Queue {
         delivery_timeout: Duration::ZERO,
         max_depth: effective.max_depth,
         max_bytes: effective.max_bytes,
+        per_caller: effective.per_caller.map(|(max_depth, max_bytes)| Quota {
+            max_depth,
+            max_bytes,
+        }),
+        events: effective.events.as_ref().and_then(Sink::compile),
         dead_retain: effective.retain_dead.unwrap_or(NEVER),
         allow_ephemeral: embedded
             .and_then(|embedded| embedded.allow_ephemeral)

@@ -11,6 +11,8 @@ pub mod callback;
 pub mod compile;
 pub mod contract;
 mod endpoints;
+pub mod events;
+pub mod faults;
 pub mod features;
 pub mod live;
 mod mutual;
@@ -28,6 +30,7 @@ use outrigger_core::host::HostTable;
 use outrigger_core::outcome::FailureOn;
 use outrigger_core::route::RuleSet;
 use outrigger_core::{balance, breaker, budget, ejection, redelivery, retry};
+use outrigger_queue::Quota;
 
 use crate::bulkhead;
 use crate::health::Checks;
@@ -406,6 +409,8 @@ pub struct Async {
     pub grpc_response_type: Option<Arc<str>>,
     /// Who may be called back; none: nobody.
     pub callback: Option<Arc<callback::Callback>>,
+    /// What goes wrong on purpose.
+    pub faults: Option<Arc<faults::AsyncFaults>>,
 }
 
 /// `async.when`.
@@ -450,6 +455,10 @@ pub struct Queue {
     pub max_depth: u64,
     /// Bytes of them, at most.
     pub max_bytes: u64,
+    /// What one caller may hold of that.
+    pub per_caller: Option<Quota>,
+    /// Where its events go.
+    pub events: Option<Arc<events::Sink>>,
     /// How long a dead letter is kept.
     pub dead_retain: Duration,
     /// What it may deliver to each service that its messages go to.

@@ -101,6 +101,16 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "Requests and connections refused because a limit was reached, by limit.",
     ),
     (
+        "outrigger_queue_events_total",
+        Kind::Counter,
+        "Events of messages: sent, failed to be sent, or dropped because too many wait.",
+    ),
+    (
+        "outrigger_queue_events_backlog",
+        Kind::Gauge,
+        "Events of messages that nobody has taken yet.",
+    ),
+    (
         "outrigger_rate_limited_total",
         Kind::Counter,
         "Requests refused by a route's rate limit.",

@@ -6,6 +6,7 @@ mod authority;
 mod authorization;
 mod envoy;
 mod expiry;
+mod isolation;
 mod mesh;
 mod messages;
 mod modes;

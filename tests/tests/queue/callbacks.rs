@@ -1,6 +1,6 @@
 //! Telling whom the caller named how its message ended.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use base64::Engine as _;
@@ -13,19 +13,10 @@ use outrigger_tests::{until, until_true};
 use rcgen::SanType;
 use serde_json::{Value, json};
 
-use crate::{accepted, assert_no_drift, in_state, post, status, store_ready};
+use crate::{accepted, assert_no_drift, in_state, own_address, post, status, store_ready};
 
 const OLD: &str = "whsec_b2xkIHNlY3JldCBvbGQgc2VjcmV0IG9sZA==";
 const NEW: &str = "whsec_bmV3IHNlY3JldCBuZXcgc2VjcmV0IG5ldw==";
-
-/// An address of this machine that is not loopback, which no callback reaches. Nothing is sent.
-fn own_address() -> IpAddr {
-    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-    socket
-        .connect("203.0.113.1:9")
-        .expect("the machine has a network interface with a route");
-    socket.local_addr().expect("an address").ip()
-}
 
 /// Somebody who is called back.
 async fn receiver(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Upstream {

@@ -1,7 +1,8 @@
 //! One call, several subscribers, each with a copy of its own; and copies of calls that ran anyway.
 
 use outrigger_tests::client::Ask;
-use outrigger_tests::mesh::{Sidecar, service};
+use outrigger_tests::mesh::{Sidecar, queue, route, service};
+use outrigger_tests::until_true;
 use outrigger_tests::upstream::{Reply, Upstream};
 use serde_json::{Value, json};
 
@@ -170,4 +171,31 @@ async fn a_shadow_never_stands_in_the_way_of_its_call() {
     let id = copy["id"].as_str().expect("an id");
     assert_eq!(status(&sidecar, id).await["status"], "waiting");
     assert_eq!(upstream.hits(), 3);
+}
+
+#[tokio::test]
+async fn a_body_that_a_subscriber_does_not_take_is_refused_before_the_202() {
+    let (mailer, stock) = (
+        Upstream::h1(|_| Reply::ok("")).await,
+        Upstream::h1(|_| Reply::ok("")).await,
+    );
+    let rule = "{async: {when: Always, queue: mail, subscribers: [stock]}}";
+    let yaml = service("mailer", &[mailer.addr], "")
+        + &service("stock", &[stock.addr], "limits: {maxRequestBody: 1KiB}\n")
+        + &route("mailer", &[rule])
+        + &queue("mail", "");
+    let sidecar = Sidecar::start(yaml).await;
+    store_ready(&sidecar).await;
+    let refused = sidecar.call(post(&"x".repeat(1025))).await;
+    refused.assert_error(413, "request_too_large");
+    assert!(
+        refused.text().contains("default/stock"),
+        "{}",
+        refused.text()
+    );
+    let metrics = sidecar.metrics().await;
+    assert_eq!(metrics.sum("outrigger_queue_enqueued_total", &[]), 0.0);
+    let id = accepted(&sidecar, post(&"x".repeat(1024))).await;
+    in_state(&sidecar, &id, "succeeded").await;
+    until_true("both get it", || mailer.hits() + stock.hits() == 2).await;
 }

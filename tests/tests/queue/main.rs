@@ -2,8 +2,10 @@
 
 mod accept;
 mod callbacks;
+mod chaos;
 mod contracts;
 mod delivery;
+mod events;
 mod export;
 mod fairness;
 mod fan_out;
@@ -13,8 +15,11 @@ mod letters;
 mod ordering;
 mod outage;
 mod outcomes;
+mod quotas;
 mod restart;
 mod status;
+
+use std::net::{IpAddr, UdpSocket};
 
 use outrigger_tests::client::{Answer, Ask};
 use outrigger_tests::mesh::{Sidecar, queue, route, service};
@@ -46,6 +51,15 @@ async fn store_ready(sidecar: &Sidecar) {
         (sidecar.view("/queues").await["store"]["health"] == "ready").then_some(())
     })
     .await;
+}
+
+/// An address of this machine that is not loopback. Nothing is sent.
+fn own_address() -> IpAddr {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    socket
+        .connect("203.0.113.1:9")
+        .expect("the machine has a network interface with a route");
+    socket.local_addr().expect("an address").ip()
 }
 
 fn post(body: &str) -> Ask {

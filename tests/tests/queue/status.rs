@@ -1,14 +1,17 @@
 //! What became of a message, as its sender sees it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use outrigger_tests::client::Ask;
+use outrigger_tests::client::{self, Ask, Client};
+use outrigger_tests::mesh::Sidecar;
 use outrigger_tests::until_true;
-use outrigger_tests::upstream::{Gate, Reply};
+use outrigger_tests::upstream::{Gate, Reply, Upstream};
 use tokio::time::Instant;
 
 use crate::{
-    accepted, ask_status, assert_no_drift, asynchronously, in_state, mailer, post, status,
+    accepted, ask_status, assert_no_drift, asynchronously, in_state, mailer, own_address, post,
+    status, store_ready,
 };
 
 fn messages(id: &str, rest: &str) -> String {
@@ -213,4 +216,48 @@ async fn messages_are_listed_for_operators() {
         ask_status(&sidecar, &ids[0]).await.json()["status"],
         "queued"
     );
+}
+
+#[tokio::test]
+async fn messages_are_shown_over_loopback_only() {
+    let upstream = Upstream::h1(|_| Reply::ok("")).await;
+    let (near, far) = (SocketAddr::from(([127, 0, 0, 1], 0)), own_address());
+    let yaml = crate::mesh(&upstream, "when: Always", "");
+    let sidecar = Sidecar::named("web")
+        .outbound_on(&[near, (far, 0).into()])
+        .mesh(yaml)
+        .start()
+        .await;
+    store_ready(&sidecar).await;
+    let id = accepted(&sidecar, post("x").header("idempotency-key", "\"k\"")).await;
+    in_state(&sidecar, &id, "succeeded").await;
+    let far = sidecar.outbound_at(far);
+    for (method, path) in [
+        ("GET", messages(&id, "")),
+        ("GET", messages(&id, "/result")),
+        ("DELETE", messages(&id, "")),
+        ("GET", "/.outrigger/messages?idempotencyKey=k".to_owned()),
+        ("GET", messages("00000000000000000000000000", "")),
+    ] {
+        let answer = client::call(far, Ask::new(method, "mailer", &path)).await;
+        answer.assert_error(403, "unauthorized");
+    }
+    let path = "/google.longrunning.Operations/GetOperation";
+    let mut other = Client::h2(far).await;
+    let answer = other.call(Ask::grpc("mailer", path, b"\x0a\x01x")).await;
+    assert_ne!(answer.header("grpc-status"), "0", "{answer:?}");
+}
+
+#[tokio::test]
+async fn the_async_half_is_described_as_asyncapi() {
+    let (_upstream, sidecar) = mailer("when: Always", |_| Reply::ok("")).await;
+    let document = sidecar.view("/asyncapi.json").await;
+    assert_eq!(document["asyncapi"], "3.0.0");
+    let sent = &document["operations"]["send.default.mailer.send"];
+    assert_eq!(
+        sent["channel"]["$ref"], "#/channels/default.mail",
+        "{document}"
+    );
+    let version = sidecar.view("/config").await["version"].clone();
+    assert_eq!(document["info"]["version"], version, "{document}");
 }

@@ -9,6 +9,7 @@
 use bytes::Bytes;
 use outrigger_core::time::UnixMillis;
 
+use crate::event::{Event, EventKind};
 use crate::message::{AttemptRecord, IdemKey, Message, MessageId, State, StoredResult};
 use crate::record::{Record, Totals};
 
@@ -187,6 +188,19 @@ impl Stored for State {
     }
 }
 
+impl Stored for EventKind {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(*self as u8);
+    }
+
+    fn take(input: &mut Input<'_>) -> Result<Self, Malformed> {
+        Self::ALL
+            .get(usize::from(input.byte()?))
+            .copied()
+            .ok_or(Malformed)
+    }
+}
+
 impl<T: Stored> Stored for Option<T> {
     fn put(&self, out: &mut Vec<u8>) {
         self.is_some().put(out);
@@ -325,6 +339,22 @@ stored!(Message {
     result_ttl_ms,
     annotations,
 });
+stored!(Event {
+    seq,
+    at,
+    kind,
+    message,
+    queue,
+    caller,
+    route,
+    target,
+    ordering_key,
+    trace_context,
+    attempt,
+    attempts_spent,
+    reason,
+    replays,
+});
 stored!(Record {
     id,
     seq,
@@ -421,6 +451,7 @@ mod tests {
             let _ = decode::<Message>(&bytes);
             let _ = decode::<Record>(&bytes);
             let _ = decode::<StoredResult>(&bytes);
+            let _ = decode::<Event>(&bytes);
         }
     }
 }

@@ -19,17 +19,19 @@ use tracing::{error, warn};
 use super::codec::Known;
 use super::entries::Entry;
 use super::index::{Index, Taken};
+use super::journal::Journal;
 use super::options::{FreeSpace, Options, default_headroom};
 use super::rows::{
     Expiring, Fault, Found, Table, WriteSet, exists, fetch, idem_key, seal_last_commit,
 };
 use super::shared::Shared;
 use crate::backend::{
-    CancelOutcome, Conclusion, Counts, DueCursor, Durability, EnqueueError, EnqueueOutcome, Lease,
-    LeaseBatch, LeaseId, LeaseRequest, QueueLimits, Receipt, Replay, ReplayReport, Selection,
-    Settle, SettleOutcome,
+    CancelOutcome, Conclusion, Counts, DueCursor, Durability, EnqueueError, EnqueueOutcome,
+    ForgetOutcome, Lease, LeaseBatch, LeaseId, LeaseRequest, QueueLimits, Receipt, Replay,
+    ReplayReport, Selection, Settle, SettleOutcome,
 };
 use crate::clock;
+use crate::event::{Event, EventKind};
 use crate::message::{Exported, Message, MessageId, State, StoredResult};
 use crate::recent::RecentlySettled;
 use crate::record::{CORRUPT, LEASE_EXPIRED, Record, check_room, later};
@@ -47,6 +49,7 @@ pub(super) struct Engine {
     unsealed: bool,
     ops: u64,
     settled: RecentlySettled,
+    journal: Journal,
     last_token: u64,
     /// An enqueue was refused for want of room since this was last asked.
     wants_room: bool,
@@ -71,6 +74,7 @@ impl Engine {
             unsealed: false,
             ops: 0,
             settled: RecentlySettled::default(),
+            journal: Journal::default(),
             last_token,
             wants_room: false,
             options,
@@ -119,6 +123,7 @@ impl Engine {
         self.dirty_since = None;
         self.unsealed = true;
         self.shared.all_written();
+        self.journal.committed(&self.shared);
         Ok(())
     }
 
@@ -142,6 +147,13 @@ impl Engine {
         }
         self.shared.mark_unwritten(id);
         self.shared.watchers.wake(id);
+    }
+
+    /// Keeps an event, where somebody follows the queue.
+    fn note(&mut self, record: &Record, kind: EventKind, at: UnixMillis) {
+        let event = || Event::of(record, kind, at);
+        self.journal
+            .note(&self.shared, &mut self.writes, event, &record.queue);
     }
 
     fn totals(&mut self, queue: &str) -> &mut crate::record::Totals {
@@ -218,7 +230,10 @@ impl Engine {
                 EnqueueOutcome::Mismatch { id: known.id }
             }));
         }
-        let checked = check_room(message, copies, limits, |queue| self.index.load(queue));
+        let checked = check_room(message, copies, limits, |queue, of| match of {
+            None => self.index.load(queue),
+            Some(caller) => self.index.load_of(queue, caller),
+        });
         if let Err(refused) = checked.and_then(|()| disk.clone()) {
             return Ok(Err(refused));
         }
@@ -232,17 +247,17 @@ impl Engine {
             self.writes.put(Table::Idem, &row, &known);
             self.writes.put_expiry(until, &Expiring::Idem(row));
         }
-        self.store(message);
-        for copy in copies {
-            self.store(copy);
+        for message in [message].into_iter().chain(copies) {
+            self.store(message, now);
         }
         Ok(Ok(EnqueueOutcome::Accepted(Receipt { id, durability })))
     }
 
-    fn store(&mut self, message: &Message) {
+    fn store(&mut self, message: &Message, now: UnixMillis) {
         let record = Record::new(message, self.index.next_seq());
         self.writes.put(Table::Body, message.id.as_bytes(), message);
         self.totals(&message.queue).enqueued += 1;
+        self.note(&record, EventKind::Enqueued, now);
         self.keep(&record);
     }
 
@@ -278,6 +293,7 @@ impl Engine {
         let record = Record::restored(exported, self.index.next_seq());
         self.writes.put(Table::Body, id.as_bytes(), message);
         self.totals(&message.queue).enqueued += 1;
+        self.note(&record, EventKind::Imported, now);
         if record.state == State::Dead {
             self.finish(reads, &record, None)?;
         } else {
@@ -366,6 +382,16 @@ impl Engine {
         result: Option<&StoredResult>,
     ) -> Result<(), Fault> {
         let (id, key) = (record.id, *record.id.as_bytes());
+        if let Some(kind) = ending(record) {
+            // A purge says when it was by when its own traces go.
+            let at = match (record.purged, record.forget_at) {
+                (true, Some(UnixMillis(at))) => {
+                    UnixMillis(at.saturating_sub(self.options.retention.tombstone_ms))
+                }
+                _ => record.finished_at.unwrap_or_default(),
+            };
+            self.note(record, kind, at);
+        }
         self.writes.delete(Table::Live, &key);
         self.totals(&record.queue).count_end(record);
         let forget_at = record.forget_at.unwrap_or_default();
@@ -581,6 +607,7 @@ impl Engine {
     ) -> Result<(), Fault> {
         if let Some(mut record) = self.take(reads, id, now)? {
             record.interrupt(LEASE_EXPIRED, Some(now));
+            self.note(&record, EventKind::Attempted, now);
             self.keep(&record);
         }
         Ok(())
@@ -620,7 +647,15 @@ impl Engine {
         let Some(mut record) = self.take(reads, lease.message, now)? else {
             return Ok(SettleOutcome::LeaseLost);
         };
+        let (spent, before) = (record.spent, record.resume);
         let result = record.settle(settle, now, &self.options.retention);
+        if record.spent > spent {
+            self.note(&record, EventKind::Attempted, now);
+        }
+        // Once for each time that it begins to wait, not for every look.
+        if record.state == State::Waiting && before != State::Waiting {
+            self.note(&record, EventKind::Waiting, now);
+        }
         if record.state.is_final() {
             self.finish(reads, &record, result.as_ref())?;
         } else {
@@ -670,6 +705,47 @@ impl Engine {
         })
     }
 
+    pub(super) fn forget(
+        &mut self,
+        tx: &ReadTransaction,
+        id: MessageId,
+    ) -> Result<ForgetOutcome, Fault> {
+        if let Some(entry) = self.index.get(id) {
+            return Ok(ForgetOutcome::Kept(entry.state));
+        }
+        if self.index.is_dead(id) {
+            return Ok(ForgetOutcome::Kept(State::Dead));
+        }
+        let done = self
+            .writes
+            .fetch::<Record>(tx, Table::Done, id.as_bytes())?
+            .value();
+        let Some(record) = done else {
+            return Ok(ForgetOutcome::Unknown);
+        };
+        // Their expiry rows find nothing.
+        self.writes.delete(Table::Done, id.as_bytes());
+        if record.result_until.is_some() {
+            self.writes.delete(Table::Result, id.as_bytes());
+        }
+        self.touch(id);
+        Ok(ForgetOutcome::Forgotten)
+    }
+
+    pub(super) fn forget_events(&mut self, queue: &str, seq: u64) {
+        let forgot = self
+            .journal
+            .forget(&self.shared, &mut self.writes, queue, seq);
+        if forgot {
+            self.dirty_since.get_or_insert_with(clock::instant);
+        }
+    }
+
+    /// Reads up to where the events of each queue were taken.
+    pub(super) fn open_journal(&mut self, tx: &ReadTransaction) -> Result<(), Fault> {
+        self.journal.open(tx, &self.shared)
+    }
+
     /// The dead letters that a selection means. Their rows must be committed.
     pub(super) fn select(
         &self,
@@ -712,6 +788,7 @@ impl Engine {
                     self.exhume(&record);
                     let due = how.due(report.replayed.len(), now);
                     record.replay(self.index.next_seq(), how.to.as_deref(), now, due);
+                    self.note(&record, EventKind::Replayed, now);
                     self.keep(&record);
                     report.replayed.push(id);
                 }
@@ -794,6 +871,9 @@ impl Engine {
     /// Needs everything committed before.
     pub(super) fn reap(&mut self, reads: &mut Reads<'_>, now: UnixMillis) -> Result<usize, Fault> {
         let mut work = self.expire(reads, now)?;
+        work += self
+            .journal
+            .reap(&self.shared, &mut self.writes, REAP_ROWS as u64);
         let table = reads.tx()?.open_table(Table::Exp.definition())?;
         let end = now.0.saturating_add(1).to_be_bytes();
         for row in table.range::<&[u8]>(..end.as_slice())?.take(REAP_ROWS) {
@@ -883,11 +963,30 @@ impl Engine {
 
     /// Files a message as open found it; `dirty` writes it back.
     pub(super) fn adopt(&mut self, record: &Record, dirty: bool) {
+        if dirty && record.state == State::Retrying {
+            let last = record.attempts.last();
+            let at = last.map_or(record.enqueued_at, |attempt| attempt.at);
+            self.note(record, EventKind::Attempted, at);
+        }
         if dirty {
             self.keep(record);
         } else {
             self.index.put(record);
         }
+    }
+}
+
+/// What the end of a message is told as.
+fn ending(record: &Record) -> Option<EventKind> {
+    if record.purged {
+        return Some(EventKind::Purged);
+    }
+    match record.state {
+        State::Succeeded => Some(EventKind::Succeeded),
+        State::Dead => Some(EventKind::Dead),
+        State::Cancelled => Some(EventKind::Cancelled),
+        State::Expired => Some(EventKind::Expired),
+        State::Queued | State::Delivering | State::Retrying | State::Waiting => None,
     }
 }
 

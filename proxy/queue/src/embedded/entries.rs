@@ -180,6 +180,10 @@ impl Names {
         &self.all[name.0 as usize].0
     }
 
+    pub(super) fn find(&self, text: &str) -> Option<Name> {
+        self.by_text.get(text).copied()
+    }
+
     pub(super) fn hold(&mut self, text: &str) -> Name {
         if let Some(name) = self.by_text.get(text) {
             self.all[name.0 as usize].1 += 1;

@@ -60,6 +60,8 @@ struct QueueIndex {
     pending: BTreeSet<(u64, Slot)>,
     lanes: BTreeSet<(Lane, u64, Slot)>,
     dead: BTreeSet<(UnixMillis, u64, Slot)>,
+    /// Messages and bytes that are not final, by caller.
+    callers: HashMap<Name, (u64, u64)>,
     waiting: u64,
     bytes: u64,
     dead_bytes: u64,
@@ -77,11 +79,26 @@ impl QueueIndex {
             pending: BTreeSet::new(),
             lanes: BTreeSet::new(),
             dead: BTreeSet::new(),
+            callers: HashMap::new(),
             waiting: 0,
             bytes: 0,
             dead_bytes: 0,
             totals: Totals::default(),
             signal,
+        }
+    }
+
+    fn charge(&mut self, caller: Name, weight: u64) {
+        let load = self.callers.entry(caller).or_default();
+        *load = (load.0 + 1, load.1 + weight);
+    }
+
+    fn discharge(&mut self, caller: Name, weight: u64) {
+        if let Some(load) = self.callers.get_mut(&caller) {
+            *load = (load.0 - 1, load.1 - weight);
+            if load.0 == 0 {
+                self.callers.remove(&caller);
+            }
         }
     }
 
@@ -177,6 +194,12 @@ impl Index {
         queue.map_or((0, 0), |q| (q.pending.len() as u64, q.bytes))
     }
 
+    /// Messages and bytes of one caller that are not final.
+    pub(super) fn load_of(&self, queue: &str, caller: &str) -> (u64, u64) {
+        let load = || self.queue(queue)?.callers.get(&self.names.find(caller)?);
+        load().copied().unwrap_or_default()
+    }
+
     /// Weight of everything held in memory's view of the file.
     pub(super) fn stored_bytes(&self) -> u64 {
         self.queues.iter().map(|q| q.bytes + q.dead_bytes).sum()
@@ -228,6 +251,7 @@ impl Index {
             self.expiring.remove(&(entry.expires_at, slot));
             queue.pending.remove(&place);
             queue.bytes -= entry.weight;
+            queue.discharge(entry.caller, entry.weight);
             queue.waiting -= u64::from(entry.state == State::Waiting);
             match &leased {
                 Some(leased) => {
@@ -252,10 +276,12 @@ impl Index {
 
     fn file_pending(&mut self, record: &Record) -> (Slot, &mut QueueIndex) {
         let slot = self.file(record, record.not_before);
+        let caller = self.entries.get(slot).map(|entry| entry.caller);
         let n = self.number(&record.queue);
         let queue = &mut self.queues[n as usize];
         queue.pending.insert((record.seq, slot));
         queue.bytes += record.weight;
+        queue.charge(caller.expect("just filed"), record.weight);
         queue.waiting += u64::from(record.state == State::Waiting);
         (slot, queue)
     }

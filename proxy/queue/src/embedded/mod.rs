@@ -10,6 +10,7 @@
 //! | `engine.rs` | what each verb changes |
 //! | `index.rs` | what waits for what, in memory |
 //! | `entries.rs` | what is in memory of one message |
+//! | `journal.rs` | the events of followed queues, numbered and bounded |
 //! | `rows.rs`, `codec.rs` | tables, checksums, bytes |
 //! | `recover.rs` | opening and rebuilding |
 //! | `reader.rs` | statuses, results and lists |
@@ -21,6 +22,7 @@ mod codec;
 mod engine;
 mod entries;
 mod index;
+mod journal;
 mod medium;
 mod options;
 mod reader;
@@ -43,7 +45,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use outrigger_core::time::UnixMillis;
 use redb::{ReadTransaction, ReadableDatabase as _};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use medium::{Ballast, Medium};
 pub use options::{FreeSpace, FreeSpaceProbe, OpenError, Options, default_headroom};
@@ -52,10 +54,11 @@ use shared::{Op, Phase, Queued, Read, Reply, Shared};
 
 use crate::backend::{
     CancelOutcome, Capabilities, Conclusion, Counts, DeadFilter, DueCursor, Durability,
-    EnqueueError, EnqueueOutcome, Health, Inspect, LeaseBatch, LeaseId, LeaseRequest, Page,
-    PageRequest, QueueBackend, QueueLimits, Replay, ReplayReport, ResultOutcome, Selection, Settle,
-    SettleOutcome, StoreError, StoreStats,
+    EnqueueError, EnqueueOutcome, ForgetOutcome, Health, Inspect, LeaseBatch, LeaseId,
+    LeaseRequest, Page, PageRequest, QueueBackend, QueueLimits, Replay, ReplayReport,
+    ResultOutcome, Selection, Settle, SettleOutcome, StoreError, StoreStats,
 };
+use crate::event::{Backlog, Event, Followed, Journal};
 use crate::message::{DeadLetter, Exported, Message, MessageId, State, StatusView};
 use crate::record::weight_of;
 
@@ -85,7 +88,7 @@ impl EmbeddedStore {
         let (ops, ops_rx) = channel();
         let (reads, reads_rx) = channel();
         let ballast = Ballast::new(&dir, options.ballast_bytes);
-        let shared = Arc::new(Shared::new(ballast));
+        let shared = Arc::new(Shared::new(ballast, options.followed.clone()));
         let max_unwritten_bytes = options.max_unwritten_bytes;
         let writer = writer::Writer {
             dir,
@@ -149,6 +152,14 @@ impl EmbeddedStore {
         if self.shared.is_unwritten(id) {
             self.ask(|reply| Op::Flush { reply }).await?;
         }
+        self.committed(look).await
+    }
+
+    /// Asks the reader for what the last commit left.
+    async fn committed<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Shared, &ReadTransaction) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
         self.shared.gate().map_err(StoreError::Unavailable)?;
         let (reply, answer) = oneshot::channel();
         let shared = Arc::clone(&self.shared);
@@ -318,6 +329,10 @@ impl QueueBackend for EmbeddedStore {
         Some(self)
     }
 
+    fn journal(&self) -> Option<&dyn Journal> {
+        Some(self)
+    }
+
     fn reap(&self, now: UnixMillis) -> BoxFuture<'_, Result<usize, StoreError>> {
         self.ask(move |reply| Op::Reap { now, reply }).boxed()
     }
@@ -338,6 +353,42 @@ impl QueueBackend for EmbeddedStore {
             let _ = self.reads.send(Read::Stop);
         }
         .boxed()
+    }
+}
+
+impl Journal for EmbeddedStore {
+    fn follow(&self, queues: Followed) {
+        self.shared.board.follow(queues);
+    }
+
+    fn events<'a>(
+        &'a self,
+        queue: &'a str,
+        after: u64,
+        max: usize,
+    ) -> BoxFuture<'a, Result<Vec<Event>, StoreError>> {
+        let queue = queue.to_owned();
+        // What is not written yet comes with the next change.
+        self.committed(move |shared, tx| journal::read(shared, tx, &queue, after, max))
+            .boxed()
+    }
+
+    fn forget_events<'a>(
+        &'a self,
+        queue: &'a str,
+        seq: u64,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        let queue = queue.to_owned();
+        self.ask(move |reply| Op::ForgetEvents { queue, seq, reply })
+            .boxed()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.board.written.subscribe()
+    }
+
+    fn backlog(&self, queue: &str) -> Backlog {
+        self.shared.board.backlog(queue)
     }
 }
 
@@ -377,6 +428,10 @@ impl Inspect for EmbeddedStore {
         now: UnixMillis,
     ) -> BoxFuture<'_, Result<CancelOutcome, StoreError>> {
         self.ask(move |reply| Op::Cancel { id, now, reply }).boxed()
+    }
+
+    fn forget(&self, id: MessageId) -> BoxFuture<'_, Result<ForgetOutcome, StoreError>> {
+        self.ask(move |reply| Op::Forget { id, reply }).boxed()
     }
 
     fn list<'a>(

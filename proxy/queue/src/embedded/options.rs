@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::Retention;
+use crate::event::Followed;
 
 /// Space on a volume, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,9 @@ pub struct Options {
     pub ride_along: Duration,
     /// How long finished things are kept.
     pub retention: Retention,
+    /// The queues whose events are kept from the first moment on; see
+    /// [`Journal::follow`](crate::Journal::follow). Default none.
+    pub followed: Followed,
     /// Asks for free space; the default asks the file system.
     pub free_space: FreeSpaceProbe,
 }
@@ -57,6 +61,7 @@ impl Default for Options {
             max_unwritten_bytes: 64 << 20,
             ride_along: Duration::from_millis(20),
             retention: Retention::default(),
+            followed: Followed::new(),
             free_space: Arc::new(super::volume::free_space),
         }
     }

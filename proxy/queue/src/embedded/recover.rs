@@ -140,6 +140,7 @@ pub(super) fn rebuild(
     shared: &Shared,
 ) -> Result<(), Failed> {
     let tx = db.begin_read()?;
+    engine.open_journal(&tx)?;
     let without_totals = read_totals(&tx, engine, shared)?;
     let mut lost = Vec::new();
     let interrupted = read_live(&tx, engine, &mut lost)?;

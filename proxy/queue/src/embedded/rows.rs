@@ -11,6 +11,8 @@
 //! | `exp` | time, kind, key of the row that ends then | nothing |
 //! | `totals` | queue | [`Totals`](crate::record::Totals) |
 //! | `meta` | `schema` | version of this layout |
+//! | | `events/`, queue | up to which number its events were taken |
+//! | `event` | queue, NUL, number | [`Event`](crate::Event) that nobody has taken; older files have no such table |
 //!
 //! Every value but those of `exp` is `version: u8, crc32c: u32 LE, payload`. The checksum covers the
 //! table, the key, the version and the payload: the engine below does not check what it reads, so a
@@ -47,10 +49,11 @@ pub(super) enum Table {
     Exp,
     Totals,
     Meta,
+    Event,
 }
 
 impl Table {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Live,
         Self::Body,
         Self::Dead,
@@ -60,6 +63,7 @@ impl Table {
         Self::Exp,
         Self::Totals,
         Self::Meta,
+        Self::Event,
     ];
 
     pub(super) const fn definition(self) -> Definition {
@@ -73,6 +77,7 @@ impl Table {
             Self::Exp => "exp",
             Self::Totals => "totals",
             Self::Meta => "meta",
+            Self::Event => "event",
         })
     }
 }

@@ -8,14 +8,16 @@ use outrigger_core::time::UnixMillis;
 use redb::Database;
 use tokio::sync::{oneshot, watch};
 
+use super::journal::Board;
 use super::medium::{Ballast, Doubt};
 use super::options::OpenError;
 use super::rows::Fault;
 use crate::backend::{
-    CancelOutcome, Conclusion, Counts, EnqueueError, EnqueueOutcome, LeaseBatch, LeaseId,
-    LeaseRequest, QueueLimits, Replay, ReplayReport, Selection, Settle, SettleOutcome, StoreError,
-    StoreStats,
+    CancelOutcome, Conclusion, Counts, EnqueueError, EnqueueOutcome, ForgetOutcome, LeaseBatch,
+    LeaseId, LeaseRequest, QueueLimits, Replay, ReplayReport, Selection, Settle, SettleOutcome,
+    StoreError, StoreStats,
 };
+use crate::event::Followed;
 use crate::message::{Exported, Message, MessageId};
 use crate::signal::{Signals, Watchers, lock};
 
@@ -46,6 +48,7 @@ pub(super) struct Shared {
     pub(super) ballast: Arc<Ballast>,
     pub(super) doubt: Doubt,
     pub(super) figures: Figures,
+    pub(super) board: Board,
 }
 
 /// Counters for [`StoreStats`].
@@ -80,7 +83,7 @@ impl Figures {
 }
 
 impl Shared {
-    pub(super) fn new(ballast: Ballast) -> Self {
+    pub(super) fn new(ballast: Ballast, followed: Followed) -> Self {
         Self {
             phase: watch::Sender::new(Phase::Opening("recovering".to_owned())),
             db: RwLock::new(None),
@@ -91,6 +94,7 @@ impl Shared {
             ballast: Arc::new(ballast),
             doubt: Doubt::default(),
             figures: Figures::default(),
+            board: Board::new(followed),
         }
     }
 
@@ -219,6 +223,15 @@ pub(super) enum Op {
         selection: Selection,
         now: UnixMillis,
         reply: Reply<u64>,
+    },
+    Forget {
+        id: MessageId,
+        reply: Reply<ForgetOutcome>,
+    },
+    ForgetEvents {
+        queue: String,
+        seq: u64,
+        reply: Reply<()>,
     },
     PurgePending {
         queue: String,

@@ -421,6 +421,15 @@ impl Writer {
                     must_commit = true;
                     after_commit.push(Box::new(move || answer(reply, out)));
                 }
+                Op::Forget { id, reply } => {
+                    let out = engine.forget(reads.tx()?, id)?;
+                    must_commit = true;
+                    after_commit.push(Box::new(move || answer(reply, out)));
+                }
+                Op::ForgetEvents { queue, seq, reply } => {
+                    engine.forget_events(&queue, seq);
+                    answer(reply, ());
+                }
                 Op::Conclude {
                     id,
                     how,
@@ -531,6 +540,8 @@ impl Writer {
             | Op::Extend { .. }
             | Op::Cancel { .. }
             | Op::Conclude { .. }
+            | Op::Forget { .. }
+            | Op::ForgetEvents { .. }
             | Op::Flush { .. }
             | Op::Fault(_)
             | Op::Close { .. } => {}

@@ -18,7 +18,7 @@ use outrigger_core::redelivery::Reason;
 use outrigger_queue::{AttemptRecord, Lease, ResultOutcome, Settle};
 use tracing::warn;
 
-use super::send::{self, Answer, Failure};
+use super::send::{self, AGENT, Answer, Failure, Reach};
 use super::sign::{self, Secret};
 use super::{event, noted, parent, subject};
 use crate::clock;
@@ -38,7 +38,6 @@ const REPLAYED: &str = "replayed";
 /// When to look again for what only an operator can bring, and for a store that does not answer.
 const NOT_READY: Duration = Duration::from_secs(5);
 
-const AGENT: HeaderValue = HeaderValue::from_static("outrigger");
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
@@ -196,7 +195,12 @@ async fn tell(
             return Told::NotYet("signing_secret");
         }
     };
-    let sending = send::post(worker, &url, params, fields, body, endpoint);
+    let reach = Reach {
+        addresses: Some(&params.addresses),
+        ca_file: params.ca_file.as_ref(),
+        timeout: params.timeout,
+    };
+    let sending = send::post(worker, &url, &reach, fields, body, endpoint);
     match tokio::time::timeout(params.timeout, sending).await {
         Ok(Ok(answer)) => Told::Answered(answer),
         Ok(Err(Failure::Refused(why))) => {

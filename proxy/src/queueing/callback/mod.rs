@@ -12,7 +12,7 @@
 pub(super) mod again;
 mod deliver;
 mod event;
-mod send;
+pub(super) mod send;
 mod sign;
 
 use bytes::Bytes;

@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use outrigger_core::authz::Block;
 use outrigger_core::callback::{self, Url};
 use outrigger_core::headers;
 use outrigger_queue::message::MAX_EXCERPT_BYTES;
@@ -28,23 +29,36 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::clock;
 use crate::error::chain;
 use crate::io::Io;
-use crate::snapshot::callback::Callback;
 use crate::upstream::connect::{self, Source};
 use crate::worker::Worker;
+
+/// What we call ourselves.
+pub(in crate::queueing) const AGENT: HeaderValue = HeaderValue::from_static("outrigger");
 
 /// How many addresses of a name are tried.
 const ADDRESSES: usize = 3;
 
+/// Where a POST may lead, and how.
+pub(in crate::queueing) struct Reach<'a> {
+    /// The only addresses, or those of the public internet, for a URL that a caller brought; none
+    /// for an operator's, which may lead anywhere but to this sidecar.
+    pub(in crate::queueing) addresses: Option<&'a [Block]>,
+    /// The authorities to trust; none: the system's.
+    pub(in crate::queueing) ca_file: Option<&'a PathBuf>,
+    /// How long connecting may take.
+    pub(in crate::queueing) timeout: Duration,
+}
+
 /// What the receiver answered.
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) retry_after: Option<Duration>,
+pub(in crate::queueing) struct Answer {
+    pub(in crate::queueing) status: StatusCode,
+    pub(in crate::queueing) retry_after: Option<Duration>,
     /// The beginning of its body.
-    pub(super) excerpt: Bytes,
+    pub(in crate::queueing) excerpt: Bytes,
 }
 
 /// Why there is no answer.
-pub(super) enum Failure {
+pub(in crate::queueing) enum Failure {
     /// No address of the receiver may be reached: what the first one is.
     Refused(String),
     /// It did not answer; a stable code, and what happened.
@@ -61,19 +75,19 @@ pub(super) enum Failure {
 ///
 /// # Cancel safety
 /// Dropping the future closes the connection; the receiver may have acted.
-pub(super) async fn post(
+pub(in crate::queueing) async fn post(
     worker: &Rc<Worker>,
     url: &Url,
-    params: &Callback,
+    reach: &Reach<'_>,
     fields: HeaderMap,
     body: Bytes,
     endpoint: &mut Option<SocketAddr>,
 ) -> Result<Answer, Failure> {
     let tls = match url.https {
-        true => Some(config(params.ca_file.clone()).await?),
+        true => Some(config(reach.ca_file.cloned()).await?),
         false => None,
     };
-    let stream = open(worker, url, params, endpoint).await?;
+    let stream = open(worker, url, reach, endpoint).await?;
     let io = match tls {
         None => Io::Plain(stream),
         Some(config) => {
@@ -92,7 +106,7 @@ pub(super) async fn post(
 async fn open(
     worker: &Rc<Worker>,
     url: &Url,
-    params: &Callback,
+    reach: &Reach<'_>,
     endpoint: &mut Option<SocketAddr>,
 ) -> Result<TcpStream, Failure> {
     let unreached = |detail| Failure::Unanswered("connect_failed", detail);
@@ -108,12 +122,12 @@ async fn open(
     let mut failed = None;
     for ip in found.into_iter().take(ADDRESSES) {
         let addr = SocketAddr::new(ip.to_canonical(), url.port);
-        if let Err(kind) = screen(worker, addr, params) {
+        if let Err(kind) = screen(worker, addr, reach) {
             refused.get_or_insert(format!("{ip} is {kind}"));
             continue;
         }
         *endpoint = Some(addr);
-        match connect::tcp(&worker.wheel, addr, Source::Any, params.timeout).await {
+        match connect::tcp(&worker.wheel, addr, Source::Any, reach.timeout).await {
             Ok(stream) => return Ok(stream),
             Err(error) => failed = Some(chain(&error)),
         }
@@ -125,9 +139,15 @@ async fn open(
     })
 }
 
-fn screen(worker: &Worker, addr: SocketAddr, params: &Callback) -> Result<(), &'static str> {
-    callback::screen(addr.ip(), &params.addresses)?;
-    let own = worker.shared.listeners.reachable_unknown(addr);
+fn screen(worker: &Worker, addr: SocketAddr, reach: &Reach<'_>) -> Result<(), &'static str> {
+    let listeners = &worker.shared.listeners;
+    let own = match reach.addresses {
+        Some(allowed) => {
+            callback::screen(addr.ip(), allowed)?;
+            listeners.reachable_unknown(addr)
+        }
+        None => listeners.reachable(addr),
+    };
     own.map_err(|_| "a listener of this sidecar")
 }
 

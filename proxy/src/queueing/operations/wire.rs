@@ -42,11 +42,33 @@ pub(super) struct Any {
     pub(super) value: Vec<u8>,
 }
 
-/// `GetOperationRequest` and `CancelOperationRequest`.
+/// `GetOperationRequest`, `CancelOperationRequest` and `DeleteOperationRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct NamedRequest {
     #[prost(string, tag = "1")]
     pub(super) name: String,
+}
+
+/// `ListOperationsRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ListRequest {
+    #[prost(string, tag = "1")]
+    pub(super) filter: String,
+    #[prost(int32, tag = "2")]
+    pub(super) page_size: i32,
+    #[prost(string, tag = "3")]
+    pub(super) page_token: String,
+    #[prost(string, tag = "4")]
+    pub(super) name: String,
+}
+
+/// `ListOperationsResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ListResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) operations: Vec<Operation>,
+    #[prost(string, tag = "2")]
+    pub(super) next_page_token: String,
 }
 
 /// `WaitOperationRequest`.
