@@ -3,6 +3,7 @@
 mod accept;
 mod callbacks;
 mod chaos;
+mod clients;
 mod contracts;
 mod delivery;
 mod events;
