@@ -76,15 +76,16 @@ class Bench:
         origins = Origins(free_port(), free_port(), make_certificate(self.directory))
         root = self.directory / "origin"
         root.mkdir()
-        root.joinpath("10k").write_bytes(b"0123456789" * 1024)
+        # Answers come from memory: load and origin share a core, and must not be what is full first.
         config = self.directory / "origin.conf"
         config.write_text(
             f"""daemon off; master_process off; pid {root}/pid; error_log stderr;
 worker_rlimit_nofile 20000;
 events {{ worker_connections 20000; }}
 http {{ access_log off; {temp_paths(root)} keepalive_requests 100000000; keepalive_timeout 300s;
-server {{ listen 127.0.0.1:{origins.h1} backlog=4096; root {root};
-location = /small {{ return 200 "{'x' * 100}"; }} }} }}
+server {{ listen 127.0.0.1:{origins.h1} backlog=4096;
+location = /small {{ return 200 "{'x' * 100}"; }}
+location = /10k {{ set $kib "{'x' * 1024}"; return 200 "{'$kib' * 10}"; }} }} }}
 """
         )
         command = [program("nginx"), "-p", root, "-c", config]
