@@ -211,6 +211,20 @@ pub struct ControlPlaneClient {
     pub bundle: Option<PathBuf>,
     /// A file with the join token.
     pub token_file: Option<PathBuf>,
+    /// How often a silent connection is asked whether it is alive; without an answer for as long
+    /// again it is given up. 0s never asks. Default 10s.
+    pub keep_alive: Option<Dur>,
+}
+
+/// How often a silent connection between sidecar and control plane is asked whether it is alive,
+/// where nothing is said: one that stalls is noticed within 20 s.
+const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(10);
+
+impl ControlPlaneClient {
+    /// `keepAlive`, or 10 s; none never asks.
+    pub fn keep_alive(&self) -> Option<std::time::Duration> {
+        self.keep_alive.map_or(Some(KEEP_ALIVE), Dur::enabled)
+    }
 }
 
 /// Where the sidecar's identity comes from: exactly one member.
@@ -497,6 +511,30 @@ pub struct ControlPlaneBootstrap {
     pub protect_shrink: Option<Percent>,
     /// How a new config reaches the sidecars. Default: all at once.
     pub rollout: Option<RolloutSpec>,
+    /// The streams to the sidecars.
+    pub push: Option<PushSpec>,
+}
+
+/// The streams to the sidecars.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PushSpec {
+    /// How often a silent connection is asked whether it is alive; without an answer for as long
+    /// again it is given up, and so is a sidecar that leaves a push unanswered for three times as
+    /// long. 0s never asks. Default 10s.
+    pub keep_alive: Option<Dur>,
+    /// After about this time a sidecar is asked to connect anew, so that a replica that was added
+    /// gets its share; it is sent nothing that it has. 0s is never. Default 30m.
+    pub max_connection_age: Option<Dur>,
+}
+
+/// [`PushSpec`] with its defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Push {
+    /// How often a silent connection is asked whether it is alive; none never asks.
+    pub keep_alive: Option<std::time::Duration>,
+    /// When a connection has lived long enough; none is never.
+    pub max_connection_age: Option<std::time::Duration>,
 }
 
 impl ControlPlaneBootstrap {
@@ -505,6 +543,18 @@ impl ControlPlaneBootstrap {
         self.state_dir
             .as_deref()
             .unwrap_or(Path::new("./control-state"))
+    }
+
+    /// `push`, each as written or its default.
+    pub fn push(&self) -> Push {
+        let spec = self.push.clone().unwrap_or_default();
+        let half_an_hour = std::time::Duration::from_secs(1800);
+        Push {
+            keep_alive: spec.keep_alive.map_or(Some(KEEP_ALIVE), Dur::enabled),
+            max_connection_age: spec
+                .max_connection_age
+                .map_or(Some(half_an_hour), Dur::enabled),
+        }
     }
 
     /// `protectShrink`, or 50 %.

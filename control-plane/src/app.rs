@@ -267,11 +267,14 @@ impl App {
         let (discovered, now) = (self.sources.endpoints(), clock::monotonic());
         let authority = self.guard.authority();
         let roots = authority.map(Authority::bundle).unwrap_or_default();
+        let before = self.resources.borrow().clone();
         let picture = |config: &Config| {
             let roots = roots.clone();
             let build =
                 |registry: &Registry| world::build(config, registry, &discovered, roots, now);
-            Arc::new(render(&self.with_registry(build)))
+            let resources = render(&self.with_registry(build));
+            let before = before.iter().flat_map(Shown::pictures);
+            Arc::new(before.fold(resources, |resources, before| resources.keeping(before)))
         };
         let shown = Shown {
             stable: picture(&current.config),
@@ -492,6 +495,7 @@ pub async fn start_with(
     app.fall_back();
     app.publish().await;
 
+    let pace = bootstrap.push();
     let stopper = Stopper::new();
     let mut tasks = JoinSet::new();
     for (listener, _) in discovery {
@@ -500,6 +504,7 @@ pub async fn start_with(
             resources: app.resources.subscribe(),
             proxies: app.proxies.clone(),
             counters: app.counters.clone(),
+            pace,
             stop: stopper.listener(),
         };
         tasks.spawn(server::serve(listener, hub));

@@ -4,15 +4,17 @@
 //! are hashes of their content. Does not decide what is in the world (`world.rs`) nor who has got
 //! what (`discovery/session.rs`). Stands on the life of a config update.
 //!
-//! Every sidecar of a mesh gets the whole mesh. Each resource is encoded once and its bytes are
-//! shared by all streams.
+//! Every sidecar of a mesh gets the whole mesh. Each set of resources is one table that all streams
+//! point to, and what leads from one table to the next is found and encoded once for all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use bytes::Bytes;
 use outrigger_config::wire::{
-    self, BUNDLE_NAME, BUNDLE_TYPE, DOCUMENT_TYPE, Document, ENDPOINTS_TYPE, Endpoint, Endpoints,
-    Resource, TrustBundle,
+    self, BUNDLE_NAME, BUNDLE_TYPE, ControlPlane, DOCUMENT_TYPE, DeltaDiscoveryResponse, Document,
+    ENDPOINTS_TYPE, Endpoint, Endpoints, Resource, TrustBundle,
 };
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
@@ -26,15 +28,15 @@ pub const PUSH_ORDER: [&str; 3] = [BUNDLE_TYPE, ENDPOINTS_TYPE, DOCUMENT_TYPE];
 /// Everything there is to push, by type.
 #[derive(Debug, Default, PartialEq)]
 pub struct Resources {
-    documents: TypeSet,
-    endpoints: TypeSet,
-    bundle: TypeSet,
-    empty: TypeSet,
+    documents: Arc<TypeSet>,
+    endpoints: Arc<TypeSet>,
+    bundle: Arc<TypeSet>,
+    empty: Arc<TypeSet>,
 }
 
 impl Resources {
     /// The resources of one type; none for a type that is not ours.
-    pub fn of_type(&self, type_url: &str) -> &TypeSet {
+    pub fn of_type(&self, type_url: &str) -> &Arc<TypeSet> {
         match type_url {
             DOCUMENT_TYPE => &self.documents,
             ENDPOINTS_TYPE => &self.endpoints,
@@ -42,10 +44,25 @@ impl Resources {
             _ => &self.empty,
         }
     }
+
+    /// With the tables of `shown` where nothing has changed: streams that have a table need not be
+    /// compared with it again.
+    pub fn keeping(mut self, shown: &Self) -> Self {
+        for (new, old) in [
+            (&mut self.documents, &shown.documents),
+            (&mut self.endpoints, &shown.endpoints),
+            (&mut self.bundle, &shown.bundle),
+        ] {
+            if new == old {
+                *new = Arc::clone(old);
+            }
+        }
+        self
+    }
 }
 
 /// The resources of one type, by name.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct TypeSet {
     /// A hash of the whole set.
     pub version: String,
@@ -53,6 +70,84 @@ pub struct TypeSet {
     pub resources: BTreeMap<String, Resource>,
     /// Names of which a sidecar keeps what it brings from before; see [`World::tentative`].
     pub tentative: BTreeSet<String>,
+    /// What leads here, from the tables that streams have.
+    steps: Mutex<Vec<Step>>,
+}
+
+#[derive(Debug)]
+struct Step {
+    /// None: from nothing.
+    from: Option<Weak<TypeSet>>,
+    content: Arc<Content>,
+}
+
+impl PartialEq for TypeSet {
+    fn eq(&self, other: &Self) -> bool {
+        self.version == other.version
+            && self.resources == other.resources
+            && self.tentative == other.tentative
+    }
+}
+
+impl TypeSet {
+    /// What a stream that has the whole of `from`, or nothing, has to be sent to have the whole of
+    /// this table: found once, however many streams ask.
+    pub fn step(&self, from: Option<&Arc<Self>>, type_url: &str) -> Arc<Content> {
+        let begins = |step: &&Step| step.from.as_ref().map(Weak::as_ptr) == from.map(Arc::as_ptr);
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(step) = steps.iter().find(begins) {
+            return Arc::clone(&step.content);
+        }
+        let has = |name: &str| from.and_then(|from| from.resources.get(name));
+        let is_news = |resource: &&Resource| {
+            has(&resource.name).is_none_or(|old| old.version != resource.version)
+        };
+        let changed = self.resources.values().filter(is_news).cloned().collect();
+        let old = from.into_iter().flat_map(|from| from.resources.keys());
+        let removed = old.filter(|name| !self.resources.contains_key(*name));
+        let content = Content::new(self, type_url, changed, removed.cloned().collect());
+        let content = Arc::new(content);
+        // A table that no stream has any more leads nowhere.
+        let leads = |from: &Weak<Self>| from.strong_count() > 0;
+        steps.retain(|step| step.from.as_ref().is_none_or(leads));
+        steps.push(Step {
+            from: from.map(Arc::downgrade),
+            content: Arc::clone(&content),
+        });
+        content
+    }
+}
+
+/// A response without its nonce, encoded.
+#[derive(Debug)]
+pub struct Content {
+    /// The response.
+    pub response: DeltaDiscoveryResponse,
+    /// The same as protobuf. The order of fields is free, so a nonce may stand before it.
+    pub encoded: Bytes,
+}
+
+impl Content {
+    /// A response of a type with these resources and these names.
+    pub fn new(
+        set: &TypeSet,
+        type_url: &str,
+        resources: Vec<Resource>,
+        removed_resources: Vec<String>,
+    ) -> Self {
+        let response = DeltaDiscoveryResponse {
+            system_version_info: set.version.clone(),
+            resources,
+            type_url: type_url.to_owned(),
+            nonce: String::new(),
+            removed_resources,
+            control_plane: Some(ControlPlane {
+                identifier: "outrigger".into(),
+            }),
+        };
+        let encoded = response.encode_to_vec().into();
+        Self { response, encoded }
+    }
 }
 
 /// Encodes the world.
@@ -83,16 +178,16 @@ pub fn render(world: &World) -> Resources {
     });
     Resources {
         // The version of the set of documents is that of the config, the one name it has anywhere.
-        documents: TypeSet {
+        documents: Arc::new(TypeSet {
             version: world.version.clone(),
             ..type_set(documents)
-        },
-        endpoints: TypeSet {
+        }),
+        endpoints: Arc::new(TypeSet {
             tentative: world.tentative.clone(),
             ..type_set(endpoints)
-        },
-        bundle: type_set(bundle.into_iter()),
-        empty: TypeSet::default(),
+        }),
+        bundle: Arc::new(type_set(bundle.into_iter())),
+        empty: Arc::default(),
     }
 }
 
@@ -138,6 +233,6 @@ fn type_set(resources: impl Iterator<Item = Resource>) -> TypeSet {
     TypeSet {
         version: short_hex(&hash.finalize()),
         resources,
-        tentative: BTreeSet::new(),
+        ..TypeSet::default()
     }
 }

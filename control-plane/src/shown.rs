@@ -15,6 +15,12 @@ pub struct Shown {
 }
 
 impl Shown {
+    /// All of them.
+    pub fn pictures(&self) -> impl Iterator<Item = &Resources> {
+        let trial = self.trial.iter().map(|(_, resources)| resources);
+        [&self.stable].into_iter().chain(trial).map(Arc::as_ref)
+    }
+
     /// What this sidecar gets.
     pub fn to(&self, id: &str) -> &Arc<Resources> {
         match &self.trial {

@@ -3,7 +3,8 @@
 //! [`mesh`] runs real sidecars and a real control plane within the test's process, on ports of the
 //! system's choice and with their state in a temporary directory. [`upstream`] plays the services
 //! behind them by script, [`client`] the applications in front of them, and [`metrics`] reads what
-//! an operator would. [`raw`] and [`frames`] are both sides below HTTP, byte by byte. Nothing here sleeps for a fixed time: [`until`] waits for a condition.
+//! an operator would. [`raw`] and [`frames`] are both sides below HTTP, byte by byte; [`relay`] is a link
+//! that can go dead. Nothing here sleeps for a fixed time: [`until`] waits for a condition.
 
 pub mod client;
 pub mod frames;
@@ -13,6 +14,7 @@ pub mod netns;
 pub mod pki;
 pub mod process;
 pub mod raw;
+pub mod relay;
 pub mod upstream;
 
 use std::time::Duration;

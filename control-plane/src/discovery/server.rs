@@ -7,35 +7,42 @@
 //! Two services with one method each, so the request path is matched by hand instead of by a router;
 //! signing is `ca/service.rs`. The
 //! response body pulls: a stream has no task and no queue of its own, it is compared with the
-//! latest resources whenever the connection can take more.
+//! latest resources whenever the connection can take more. It is framed here and not by tonic,
+//! whose encoder copies each message into a buffer of the stream and keeps the largest for good.
+//!
+//! A stream that stalls is found by either end: a connection that answers no ping is closed, and so
+//! is one whose sidecar answers pings and no push.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::future::{Ready, ready};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use hyper::body::Incoming;
+use http_body_util::StreamBody;
+use hyper::body::{Frame, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use outrigger_config::bootstrap::Push as Pace;
 use outrigger_config::signing::CREATE_CERTIFICATE_PATH;
 use outrigger_config::units::DEFAULT_NAMESPACE;
-use outrigger_config::wire::{
-    DELTA_PATH, DeltaDiscoveryRequest, DeltaDiscoveryResponse, MAX_MESSAGE_BYTES,
-};
+use outrigger_config::wire::{DELTA_PATH, DeltaDiscoveryRequest, MAX_MESSAGE_BYTES};
+use outrigger_core::backoff;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
-use tonic::server::{Grpc, StreamingService};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::codec::Codec as _;
+use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
 use tracing::{debug, info, warn};
 
@@ -49,9 +56,13 @@ use crate::security::{Guard, Peer};
 use crate::shown::Shown;
 use crate::stop::Stop;
 
-/// A silent connection is asked whether it is alive this often, and closed when it does not answer
-/// for as long again: a sidecar whose machine died is noticed within 20 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How many times as long as a ping a push may stay unanswered: sidecars answer at once, but for
+/// the first documents, which wait 15 s for their endpoints.
+const PUSH_PATIENCE: u32 = 3;
+
+/// How long the streams of a connection that is to end may take; each ends at once unless its peer
+/// reads nothing.
+const RETIRE_WITHIN: Duration = Duration::from_secs(30);
 
 /// A sidecar needs one connection; this bounds memory, not a mesh (2,000 sidecars per replica).
 const MAX_CONNECTIONS: usize = 20_000;
@@ -76,6 +87,8 @@ pub struct Hub {
     pub proxies: Arc<Proxies>,
     /// Where pushes and answers are counted.
     pub counters: Arc<Counters>,
+    /// When a connection is taken for dead, and when it has lived long enough.
+    pub pace: Pace,
     /// When the process wants to end, streams end, and sidecars reconnect elsewhere.
     pub stop: Stop,
 }
@@ -151,23 +164,45 @@ async fn connection(stream: TcpStream, addr: SocketAddr, hub: Hub) {
 
 async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, hub: Hub) {
     let mut stop = hub.stop.clone();
-    let peer = Arc::new(peer);
-    let service = service_fn(move |request| respond(request, Arc::clone(&peer), hub.clone()));
-    let mut connection = pin!(
-        http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(16 << 10)
-            .max_pending_accept_reset_streams(32)
-            .serve_connection(TokioIo::new(stream), service)
-    );
+    let addr = peer.addr;
+    let (peer, pace) = (Arc::new(peer), hub.pace);
+    let retires = retires(&pace, Instant::now(), &mut fastrand::Rng::new());
+    let unanswered = Arc::new(Unanswered::default());
+    let watched = Arc::clone(&unanswered);
+    let service = service_fn(move |request| {
+        let place = Place {
+            peer: Arc::clone(&peer),
+            retires,
+            unanswered: Arc::clone(&watched),
+        };
+        respond(request, place, hub.clone())
+    });
+    let mut http2 = http2::Builder::new(TokioExecutor::new());
+    http2.timer(TokioTimer::new());
+    if let Some(every) = pace.keep_alive {
+        http2.keep_alive_interval(every).keep_alive_timeout(every);
+    }
+    let connection = http2
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(16 << 10)
+        .max_pending_accept_reset_streams(32)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = stop.requested() => {
             connection.as_mut().graceful_shutdown();
             connection.await
+        }
+        () = at(retires) => {
+            debug!(%addr, "discovery connection is old enough; its sidecar connects anew");
+            connection.as_mut().graceful_shutdown();
+            let end = timeout(RETIRE_WITHIN, connection).await;
+            end.unwrap_or(Ok(()))
+        }
+        () = unanswered.overdue(pace.keep_alive) => {
+            warn!(%addr, "a push was not answered in time; the connection is closed");
+            return;
         }
     };
     if let Err(e) = result {
@@ -175,18 +210,77 @@ async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, hub: 
     }
 }
 
+/// When a connection that begins `now` has lived long enough: its age ± 10 %, so that connections
+/// that began together do not end together.
+fn retires(pace: &Pace, now: Instant, rng: &mut fastrand::Rng) -> Option<Instant> {
+    let age = pace.max_connection_age?;
+    now.checked_add(backoff::spread(age * 9 / 10, age * 11 / 10, rng))
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Since when each stream of a connection waits for an answer.
+#[derive(Debug, Default)]
+struct Unanswered(Mutex<BTreeMap<u64, Instant>>);
+
+impl Unanswered {
+    /// Stream `id` waits, or does not.
+    fn note(&self, id: u64, waits: bool) {
+        let mut since = self.lock();
+        if waits {
+            since.entry(id).or_insert_with(Instant::now);
+        } else {
+            since.remove(&id);
+        }
+    }
+
+    /// Until one of them has waited for too long.
+    async fn overdue(&self, keep_alive: Option<Duration>) {
+        let Some(patience) = keep_alive.map(|every| every * PUSH_PATIENCE) else {
+            return std::future::pending().await;
+        };
+        loop {
+            let now = Instant::now();
+            // Whoever begins to wait from now on is overdue no sooner than that.
+            let first = self.lock().values().min().copied().unwrap_or(now) + patience;
+            if first <= now {
+                return;
+            }
+            sleep_until(first).await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The connection that a request came on.
+struct Place {
+    peer: Arc<Peer>,
+    /// When its streams end.
+    retires: Option<Instant>,
+    unanswered: Arc<Unanswered>,
+}
+
 async fn respond(
     request: hyper::Request<Incoming>,
-    peer: Arc<Peer>,
+    place: Place,
     hub: Hub,
 ) -> Result<hyper::Response<tonic::body::Body>, Infallible> {
     if request.method() != hyper::Method::POST {
         return Ok(Status::invalid_argument("gRPC requests are POSTs").into_http());
     }
+    let peer = &place.peer;
     match request.uri().path() {
         DELTA_PATH => {}
         CREATE_CERTIFICATE_PATH => {
-            let caller = hub.guard.caller(&peer, request.headers()).await;
+            let caller = hub.guard.caller(peer, request.headers()).await;
             let from = peer.addr.to_string();
             return Ok(service::create(hub.guard, from, caller, request).await);
         }
@@ -195,49 +289,53 @@ async fn respond(
             return Ok(Status::unimplemented(text).into_http());
         }
     }
-    let caller = match hub.guard.subscriber(&peer, request.headers()).await {
+    let caller = match hub.guard.subscriber(peer, request.headers()).await {
         Ok(caller) => caller,
         Err(refused) => {
             warn!(peer = %peer.addr, reason = %refused, "discovery stream refused");
             return Ok(service::status(&refused).into_http());
         }
     };
-    let codec = ProstCodec::<DeltaDiscoveryResponse, DeltaDiscoveryRequest>::default();
-    let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    Ok(grpc.streaming(Delta { hub, caller }, request).await)
+    static STREAMS: AtomicU64 = AtomicU64::new(1);
+    // Compression was not offered, so whoever compresses is told by its stream's end.
+    let decoder = ProstCodec::<(), DeltaDiscoveryRequest>::default().decoder();
+    let body = request.into_body();
+    let pump = Pump {
+        id: STREAMS.fetch_add(1, Ordering::Relaxed),
+        hub,
+        caller,
+        requests: Streaming::new_request(decoder, body, None, Some(MAX_MESSAGE_BYTES)),
+        session: Session::default(),
+        hello_by: Instant::now() + HELLO_WITHIN,
+        retires: place.retires,
+        unanswered: place.unanswered,
+    };
+    let mut response = hyper::Response::new(tonic::body::Body::new(StreamBody::new(frames(pump))));
+    let grpc = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(CONTENT_TYPE, grpc);
+    Ok(response)
 }
 
-struct Delta {
-    hub: Hub,
-    caller: Caller,
-}
-
-impl StreamingService<DeltaDiscoveryRequest> for Delta {
-    type Response = DeltaDiscoveryResponse;
-    type ResponseStream =
-        Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
-    type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
-        static STREAMS: AtomicU64 = AtomicU64::new(1);
-        let pump = Pump {
-            id: STREAMS.fetch_add(1, Ordering::Relaxed),
-            hub: self.hub.clone(),
-            caller: self.caller.clone(),
-            requests: request.into_inner(),
-            session: Session::default(),
-            hello_by: Instant::now() + HELLO_WITHIN,
-        };
-        let responses = unfold(Some(pump), |pump| async {
-            let mut pump = pump?;
-            match pump.next().await {
-                Ok(Some(response)) => Some((Ok(response), Some(pump))),
-                Ok(None) => None,
-                Err(status) => Some((Err(status), None)),
+/// The responses as frames of the body: two each, then the status.
+fn frames(pump: Pump) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> {
+    unfold(Some((pump, None)), |open| async {
+        let (mut pump, begun) = open?;
+        if let Some(rest) = begun {
+            return Some((Ok(Frame::data(rest)), Some((pump, None))));
+        }
+        let status = match pump.next().await {
+            Ok(Some(push)) => {
+                let [head, rest] = push.frames();
+                return Some((Ok(Frame::data(head)), Some((pump, Some(rest)))));
             }
-        });
-        ready(Ok(Response::new(Box::pin(responses))))
-    }
+            Ok(None) => Status::ok(""),
+            Err(status) => status,
+        };
+        let mut trailers = HeaderMap::new();
+        // It fails for texts that no header can hold; tonic encodes ours.
+        let _ = status.add_header(&mut trailers);
+        Some((Ok(Frame::trailers(trailers)), None))
+    })
 }
 
 /// One open stream. Dropping it is how the stream ends, however that comes about.
@@ -249,11 +347,14 @@ struct Pump {
     requests: Streaming<DeltaDiscoveryRequest>,
     session: Session,
     hello_by: Instant,
+    /// When the stream ends, so that the sidecar opens another.
+    retires: Option<Instant>,
+    unanswered: Arc<Unanswered>,
 }
 
 impl Pump {
     /// The next response; `None` when the stream ends in order.
-    async fn next(&mut self) -> Result<Option<DeltaDiscoveryResponse>, Status> {
+    async fn next(&mut self) -> Result<Option<Push>, Status> {
         loop {
             let latest = self.hub.resources.borrow_and_update().clone();
             let id = self.session.node().map_or("", |node| &node.id);
@@ -265,6 +366,7 @@ impl Pump {
                     &response.system_version_info,
                     Step::Sent,
                 );
+                self.unanswered.note(self.id, true);
                 return Ok(Some(response));
             }
             let silent = self.session.node().is_none();
@@ -276,6 +378,7 @@ impl Pump {
                     Ok(()) => continue,
                     Err(_) => return Ok(None),
                 },
+                () = at(self.retires) => return Ok(None),
                 () = sleep_until(self.hello_by), if silent => {
                     return Err(Status::deadline_exceeded("no request on this stream"));
                 }
@@ -307,6 +410,7 @@ impl Pump {
             warn!(error = %e, "discovery stream refused");
             Status::invalid_argument(e.to_string())
         })?;
+        self.unanswered.note(self.id, self.session.is_waiting());
         if new && let Some(node) = self.session.node() {
             info!(node = node.id, service = node.cluster, "sidecar connected");
             self.hub
@@ -354,6 +458,7 @@ impl Pump {
 
 impl Drop for Pump {
     fn drop(&mut self) {
+        self.unanswered.note(self.id, false);
         if let Some(node) = self.session.node() {
             info!(
                 node = node.id,

@@ -10,14 +10,21 @@
 //! here, so the latest state wins and a slow sidecar costs nothing. Ours differs in one point: the
 //! first request of a type is always answered, if need be with nothing, so that a sidecar knows
 //! when it has everything.
+//!
+//! A sidecar that has everything has one of the tables of `render.rs`, and its session holds no more
+//! than a pointer to it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use outrigger_config::wire::{
-    ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, WILDCARD,
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, WILDCARD,
 };
+use prost::Message as _;
 
-use crate::render::{PUSH_ORDER, Resources, TypeSet};
+use crate::render::{Content, PUSH_ORDER, Resources, TypeSet};
 
 /// The most types one stream may ask for. Ours are two; an Envoy asks for about ten.
 const MAX_TYPES: usize = 16;
@@ -85,11 +92,80 @@ struct TypeState {
     asked: BTreeSet<String>,
     /// The first request has not been answered.
     unanswered: bool,
-    /// Name to version of what the sidecar was sent, or said that it has.
-    known: BTreeMap<String, String>,
+    known: Known,
     /// What it said that it has, and was sent nothing newer of.
     inherited: BTreeSet<String>,
     outstanding: Option<Outstanding>,
+}
+
+/// What the sidecar was sent, or said that it has.
+#[derive(Debug)]
+enum Known {
+    /// Name to version.
+    Each(BTreeMap<String, String>),
+    /// The whole of a table.
+    Table(Arc<TypeSet>),
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self::Each(BTreeMap::new())
+    }
+}
+
+impl Known {
+    fn version(&self, name: &str) -> Option<&String> {
+        match self {
+            Self::Each(versions) => versions.get(name),
+            Self::Table(set) => set.resources.get(name).map(|resource| &resource.version),
+        }
+    }
+
+    /// As a list of its own, to be changed name by name.
+    fn each(&mut self) -> &mut BTreeMap<String, String> {
+        if let Self::Table(set) = self {
+            let versions = set.resources.values();
+            let versions = versions.map(|r| (r.name.clone(), r.version.clone()));
+            *self = Self::Each(versions.collect());
+        }
+        match self {
+            Self::Each(versions) => versions,
+            Self::Table(_) => unreachable!("it was just made a list"),
+        }
+    }
+}
+
+/// A response to be sent, with its nonce.
+#[derive(Debug, Clone)]
+pub struct Push {
+    /// To be repeated by the answer.
+    pub nonce: String,
+    content: Arc<Content>,
+}
+
+/// Everything but the nonce.
+impl Deref for Push {
+    type Target = DeltaDiscoveryResponse;
+
+    fn deref(&self) -> &DeltaDiscoveryResponse {
+        &self.content.response
+    }
+}
+
+impl Push {
+    /// The message as gRPC frames it: a head of this stream's own, and bytes that streams share.
+    pub fn frames(&self) -> [Bytes; 2] {
+        let nonce = DeltaDiscoveryResponse {
+            nonce: self.nonce.clone(),
+            ..DeltaDiscoveryResponse::default()
+        };
+        let length = nonce.encoded_len() + self.content.encoded.len();
+        // Not compressed, then the length in four bytes: messages are bounded far below 4 GiB.
+        let mut head = vec![0];
+        head.extend(u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+        head.extend(nonce.encode_to_vec());
+        [head.into(), self.content.encoded.clone()]
+    }
 }
 
 #[derive(Debug)]
@@ -127,7 +203,7 @@ impl Session {
             state.unanswered = true;
             state.wildcard = request.resource_names_subscribe.is_empty();
             state.inherited = request.initial_resource_versions.keys().cloned().collect();
-            state.known = request.initial_resource_versions;
+            state.known = Known::Each(request.initial_resource_versions);
         }
         // Subscriptions count whatever the nonce: they are not part of the answer.
         let subscribed = state.subscribe(
@@ -156,21 +232,20 @@ impl Session {
         })
     }
 
+    /// Whether a response waits for its answer.
+    pub fn is_waiting(&self) -> bool {
+        self.types.values().any(|state| state.outstanding.is_some())
+    }
+
     /// The next response to send, or `None` when nothing has changed for this sidecar or everything
     /// that has waits for an answer. Call again until `None`.
-    pub fn next(&mut self, resources: &Resources) -> Option<DeltaDiscoveryResponse> {
-        let ours = PUSH_ORDER.into_iter();
-        let others = self
-            .types
-            .keys()
-            .filter(|t| !PUSH_ORDER.contains(&t.as_str()));
-        let order: Vec<String> = ours.map(str::to_owned).chain(others.cloned()).collect();
-        for type_url in order {
-            let Some(state) = self.types.get_mut(&type_url) else {
-                continue;
-            };
-            let set = resources.of_type(&type_url);
-            let Some((changed, removed)) = state.changes(set) else {
+    pub fn next(&mut self, resources: &Resources) -> Option<Push> {
+        let place = |type_url: &str| PUSH_ORDER.iter().position(|ours| *ours == type_url);
+        let mut types: Vec<_> = self.types.iter_mut().collect();
+        types.sort_by_key(|(type_url, _)| place(type_url).unwrap_or(PUSH_ORDER.len()));
+        for (type_url, state) in types {
+            let set = resources.of_type(type_url);
+            let Some(content) = state.changes(set, type_url) else {
                 continue;
             };
             self.nonces += 1;
@@ -179,16 +254,7 @@ impl Session {
                 nonce: nonce.clone(),
                 version: set.version.clone(),
             });
-            return Some(DeltaDiscoveryResponse {
-                system_version_info: set.version.clone(),
-                resources: changed,
-                type_url,
-                nonce,
-                removed_resources: removed,
-                control_plane: Some(ControlPlane {
-                    identifier: "outrigger".into(),
-                }),
-            });
+            return Some(Push { nonce, content });
         }
         None
     }
@@ -213,13 +279,15 @@ impl TypeState {
         for name in remove {
             if name == WILDCARD {
                 self.wildcard = false;
-                self.known.retain(|known, _| self.names.contains(known));
+                self.known
+                    .each()
+                    .retain(|known, _| self.names.contains(known));
                 continue;
             }
             self.names.remove(&name);
             self.asked.remove(&name);
             if !self.wildcard {
-                self.known.remove(&name);
+                self.known.each().remove(&name);
             }
         }
         Ok(changed)
@@ -230,37 +298,89 @@ impl TypeState {
     }
 
     /// What to send now: changed resources and removed names. Notes it as sent.
-    fn changes(&mut self, set: &TypeSet) -> Option<(Vec<Resource>, Vec<String>)> {
+    fn changes(&mut self, set: &Arc<TypeSet>, type_url: &str) -> Option<Arc<Content>> {
         if self.outstanding.is_some() {
             return None;
         }
+        let content = match self.table() {
+            Some(from) => self.step(from.as_ref(), set, type_url)?,
+            None => self.difference(set, type_url)?,
+        };
+        self.unanswered = false;
+        self.asked.clear();
+        // What it keeps of before is not in the table as long as anything is tentative.
+        if self.wildcard && set.tentative.is_empty() {
+            self.inherited.clear();
+            self.known = Known::Table(Arc::clone(set));
+        }
+        Some(content)
+    }
+
+    /// The table that it has the whole of, inside none where it has nothing; none where what it has
+    /// is a matter of names.
+    fn table(&self) -> Option<Option<Arc<TypeSet>>> {
+        if !self.wildcard || !self.asked.is_empty() || !self.inherited.is_empty() {
+            return None;
+        }
+        match &self.known {
+            Known::Table(set) => Some(Some(Arc::clone(set))),
+            Known::Each(versions) => versions.is_empty().then_some(None),
+        }
+    }
+
+    /// From table to table.
+    fn step(
+        &mut self,
+        from: Option<&Arc<TypeSet>>,
+        set: &Arc<TypeSet>,
+        type_url: &str,
+    ) -> Option<Arc<Content>> {
+        let same = from.is_some_and(|from| Arc::ptr_eq(from, set));
+        if same && !self.unanswered {
+            return None;
+        }
+        let content = set.step(from, type_url);
+        let response = &content.response;
+        let nothing = response.resources.is_empty() && response.removed_resources.is_empty();
+        let news = !nothing || self.unanswered;
+        // It has all of it, also where part of it is tentative: it came with nothing of its own.
+        self.known = Known::Table(Arc::clone(set));
+        news.then_some(content)
+    }
+
+    /// Name by name.
+    fn difference(&mut self, set: &TypeSet, type_url: &str) -> Option<Arc<Content>> {
         // What a sidecar brought from before is better than what we cannot know enough about yet.
         let keeps = |name: &String| set.tentative.contains(name) && self.inherited.contains(name);
         let is_news = |resource: &&Resource| {
             self.wants(&resource.name)
                 && !keeps(&resource.name)
-                && (self.known.get(&resource.name) != Some(&resource.version)
+                && (self.known.version(&resource.name) != Some(&resource.version)
                     || self.asked.contains(&resource.name))
         };
         let changed: Vec<Resource> = set.resources.values().filter(is_news).cloned().collect();
-        let gone = self.known.keys().chain(&self.asked);
-        let removed: BTreeSet<String> = gone
+        let known: Vec<&String> = match &self.known {
+            Known::Each(versions) => versions.keys().collect(),
+            Known::Table(table) => table.resources.keys().collect(),
+        };
+        let removed: BTreeSet<String> = known
+            .into_iter()
+            .chain(&self.asked)
             .filter(|name| !set.resources.contains_key(*name) && !keeps(name))
             .cloned()
             .collect();
         if changed.is_empty() && removed.is_empty() && !self.unanswered {
             return None;
         }
-        self.unanswered = false;
-        self.asked.clear();
-        self.known.retain(|name, _| !removed.contains(name));
         self.inherited.retain(|name| !removed.contains(name));
+        let versions = self.known.each();
+        versions.retain(|name, _| !removed.contains(name));
         for resource in &changed {
             self.inherited.remove(&resource.name);
-            self.known
-                .insert(resource.name.clone(), resource.version.clone());
+            versions.insert(resource.name.clone(), resource.version.clone());
         }
-        Some((changed, removed.into_iter().collect()))
+        let removed = removed.into_iter().collect();
+        Some(Arc::new(Content::new(set, type_url, changed, removed)))
     }
 }
 
@@ -298,7 +418,7 @@ mod tests {
         }
     }
 
-    fn answer(response: &DeltaDiscoveryResponse, refused: Option<&str>) -> DeltaDiscoveryRequest {
+    fn answer(response: &Push, refused: Option<&str>) -> DeltaDiscoveryRequest {
         DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
@@ -320,7 +440,7 @@ mod tests {
         session
     }
 
-    fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
+    fn names(response: &Push) -> Vec<&str> {
         response.resources.iter().map(|r| r.name.as_str()).collect()
     }
 
@@ -329,7 +449,7 @@ mod tests {
         let mut session = subscribed();
         let response = session.next(&world(&[])).expect("a first answer");
         assert!(response.resources.is_empty());
-        assert_eq!(session.next(&world(&[])), None);
+        assert!(session.next(&world(&[])).is_none());
     }
 
     #[test]
@@ -342,7 +462,7 @@ mod tests {
         let event = session
             .on_request(answer(&response, None))
             .expect("in order");
-        let version = response.system_version_info;
+        let version = response.system_version_info.clone();
         assert_eq!(
             event,
             Event::Acked {
@@ -350,7 +470,7 @@ mod tests {
                 version
             }
         );
-        assert_eq!(session.next(&world(&[("a", "1"), ("b", "1")])), None);
+        assert!(session.next(&world(&[("a", "1"), ("b", "1")])).is_none());
         let response = session
             .next(&world(&[("b", "2"), ("c", "1")]))
             .expect("a change");
@@ -363,7 +483,7 @@ mod tests {
         let mut session = subscribed();
         let first = session.next(&world(&[("a", "1")])).expect("the first");
         for version in ["2", "3", "4"] {
-            assert_eq!(session.next(&world(&[("a", version)])), None);
+            assert!(session.next(&world(&[("a", version)])).is_none());
         }
         session.on_request(answer(&first, None)).expect("in order");
         let latest = world(&[("a", "5")]);
@@ -383,7 +503,7 @@ mod tests {
             .on_request(answer(&bad, Some("a: no")))
             .expect("in order");
         assert!(matches!(event, Event::Refused { reason, .. } if reason == "a: no"));
-        assert_eq!(session.next(&world(&[("a", "bad")])), None);
+        assert!(session.next(&world(&[("a", "bad")])).is_none());
         assert_eq!(
             names(&session.next(&world(&[("a", "good")])).expect("the repair")),
             ["a"]
@@ -397,7 +517,7 @@ mod tests {
         let mut stale = answer(&first, None);
         stale.response_nonce = "77".into();
         assert_eq!(session.on_request(stale.clone()), Ok(Event::Stale));
-        assert_eq!(session.next(&world(&[("a", "2")])), None);
+        assert!(session.next(&world(&[("a", "2")])).is_none());
         stale.resource_names_subscribe = vec!["absent".into()];
         assert_eq!(session.on_request(stale), Ok(Event::Subscribed));
         session.on_request(answer(&first, None)).expect("in order");
@@ -452,7 +572,7 @@ mod tests {
         session
             .on_request(answer(&response, None))
             .expect("in order");
-        assert_eq!(session.next(&early), None);
+        assert!(session.next(&early).is_none());
         // What this stream was sent by us is ours to change, tentative or not.
         let more = world(&[("beats", 1), ("new", 3)], &["beats", "looked-up", "new"]);
         let response = session.next(&more).expect("a change");
@@ -489,7 +609,11 @@ mod tests {
         let mut fewer = answer(&response, None);
         fewer.resource_names_unsubscribe = vec!["a".into()];
         session.on_request(fewer).expect("in order");
-        assert_eq!(session.next(&world(&[("a", "2"), ("later", "1")])), None);
+        assert!(
+            session
+                .next(&world(&[("a", "2"), ("later", "1")]))
+                .is_none()
+        );
         let mut again = request(DOCUMENT_TYPE);
         again.resource_names_subscribe = vec!["later".into()];
         session.on_request(again).expect("a subscription");
@@ -509,6 +633,56 @@ mod tests {
         let order: Vec<_> = std::iter::from_fn(|| session.next(&resources)).collect();
         let types: Vec<_> = order.iter().map(|r| r.type_url.as_str()).collect();
         assert_eq!(types, [ENDPOINTS_TYPE, DOCUMENT_TYPE]);
+    }
+
+    #[test]
+    fn streams_that_have_the_same_are_sent_the_same_bytes() {
+        let (first, second) = (world(&[("a", "1")]), world(&[("a", "2"), ("b", "1")]));
+        let mut streams = [subscribed(), subscribed()];
+        for resources in [&first, &second] {
+            let sent = streams.each_mut().map(|session| {
+                let push = session.next(resources).expect("news");
+                session.on_request(answer(&push, None)).expect("in order");
+                push
+            });
+            let [one, two] = sent.each_ref().map(|push| push.frames()[1].as_ptr());
+            assert_eq!(one, two);
+        }
+        // A table that is the same is no news, and a resumed stream joins the others.
+        let same = world(&[("a", "2"), ("b", "1")]).keeping(&second);
+        assert!(streams[0].next(&same).is_none());
+        let mut resume = request(DOCUMENT_TYPE);
+        let version = |name: &str| {
+            let resource = &second.of_type(DOCUMENT_TYPE).resources[name];
+            (name.to_owned(), resource.version.clone())
+        };
+        resume.initial_resource_versions = [version("a"), version("b")].into();
+        let mut resumed = Session::default();
+        resumed.on_request(resume).expect("a first request");
+        let push = resumed.next(&second).expect("a first answer");
+        assert!(push.resources.is_empty() && push.removed_resources.is_empty());
+        resumed.on_request(answer(&push, None)).expect("in order");
+        let third = world(&[("a", "3"), ("b", "1")]);
+        let [one, two] = [&mut resumed, &mut streams[0]]
+            .map(|session| session.next(&third).expect("news").frames()[1].as_ptr());
+        assert_eq!(one, two);
+    }
+
+    #[test]
+    fn the_frames_of_a_push_are_one_message_with_its_nonce() {
+        let mut session = subscribed();
+        let push = session.next(&world(&[("a", "1")])).expect("the first");
+        let [head, rest] = push.frames();
+        let message = [&head[5..], &rest[..]].concat();
+        assert_eq!(head[0], 0);
+        let length = u32::try_from(message.len()).expect("small").to_be_bytes();
+        assert_eq!(head[1..5], length);
+        let read = DeltaDiscoveryResponse::decode(&message[..]).expect("a message");
+        let expected = DeltaDiscoveryResponse {
+            nonce: push.nonce.clone(),
+            ..(*push).clone()
+        };
+        assert_eq!(read, expected);
     }
 
     #[test]

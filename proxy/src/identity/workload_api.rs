@@ -79,7 +79,7 @@ pub async fn run(shared: Arc<Shared>, api: WorkloadApi) {
             failures.saturating_add(1)
         };
         shared.identity.failed(&problem);
-        sleep(reconnect_after(failures, fastrand::f64())).await;
+        sleep(reconnect_after(failures, &mut fastrand::Rng::new())).await;
     }
 }
 

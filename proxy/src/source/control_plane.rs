@@ -29,6 +29,7 @@ use outrigger_config::wire::{
     ENDPOINTS_TYPE, Endpoints, Locality, MAX_MESSAGE_BYTES, Node, Status, Struct, Value,
     cap_diagnostics,
 };
+use outrigger_core::backoff;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -199,6 +200,7 @@ async fn follow(
     sink: &mut impl ConfigSink,
 ) -> Infallible {
     let mut failures = 0u32;
+    let mut rng = fastrand::Rng::new();
     loop {
         let mut stream = Stream {
             options,
@@ -213,7 +215,7 @@ async fn follow(
         options.shared.identity.deaf();
         received.disconnected();
         failures = if answered { 0 } else { failures + 1 };
-        let wait = reconnect_after(failures, fastrand::f64());
+        let wait = reconnect_after(failures, &mut rng);
         match ended {
             Ok(()) => info!(?wait, "control plane closed the stream"),
             Err(problem) => {
@@ -232,19 +234,22 @@ async fn follow(
     }
 }
 
-/// How long to wait after `failures` attempts in a row without an answer; `random` is in 0..1.
-///
-/// After a good stream 0 to 1 s, so that the sidecars of a restarted control plane do not come all
-/// at once; then three quick tries; then 1 s × 1.6 up to 30 s, ± 20 % (gRPC's connection backoff).
-pub fn reconnect_after(failures: u32, random: f64) -> Duration {
-    let base = match failures {
-        0 => return Duration::from_secs_f64(random),
-        1 => 0.1,
-        2 => 0.25,
-        3 => 0.5,
-        more => 1.6f64.powf(f64::from((more - 4).min(20))).min(30.0),
-    };
-    Duration::from_secs_f64(base * (0.8 + 0.4 * random))
+/// The bound of the wait after the first attempt that failed; it doubles.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+
+/// The longest wait between two attempts.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// Within this time the sidecars of a control plane that ended their streams come back.
+const COME_BACK_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long to wait after `failures` attempts in a row without an answer, with full jitter: the
+/// sidecars of a control plane that was away do not come all at once.
+pub fn reconnect_after(failures: u32, rng: &mut fastrand::Rng) -> Duration {
+    match failures.checked_sub(1) {
+        None => backoff::spread(Duration::ZERO, COME_BACK_WITHIN, rng),
+        Some(n) => backoff::full_jitter(FIRST_WAIT, LONGEST_WAIT, n, rng),
+    }
 }
 
 /// One stream.
@@ -485,25 +490,32 @@ impl tower::Service<Request<Body>> for H2 {
 mod tests {
     use super::*;
 
+    /// Whatever the seed, a crowd of sidecars is spread over the whole wait, and none waits longer
+    /// than the bound of its attempt.
     #[test]
-    fn reconnecting_is_quick_at_first_and_bounded() {
-        let check = |failures, random, millis: u128| {
-            assert_eq!(
-                reconnect_after(failures, random).as_millis(),
-                millis,
-                "{failures} {random}"
-            );
-        };
-        check(0, 0.0, 0);
-        check(0, 0.5, 500);
-        check(1, 0.5, 100);
-        check(2, 0.5, 250);
-        check(3, 0.5, 500);
-        check(4, 0.5, 1000);
-        check(5, 0.5, 1600);
-        check(4, 0.0, 800);
-        check(11, 0.5, 26_843);
-        check(12, 0.5, 30_000);
-        check(u32::MAX, 0.5, 30_000);
+    fn a_crowd_comes_back_spread_over_the_whole_wait() {
+        const CROWD: usize = 2_000;
+        for seed in 0..50 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            for failures in [0, 1, 2, 5, 9, 10, 40, u32::MAX] {
+                let bound = match failures {
+                    0 => COME_BACK_WITHIN,
+                    n => backoff::ceiling(FIRST_WAIT, LONGEST_WAIT, n - 1),
+                };
+                assert!(bound <= LONGEST_WAIT);
+                let mut tenths = [0; 10];
+                for _ in 0..CROWD {
+                    let wait = reconnect_after(failures, &mut rng);
+                    assert!(wait <= bound, "seed {seed}, {failures} failures: {wait:?}");
+                    let share = wait.as_secs_f64() / bound.as_secs_f64();
+                    tenths[((share * 10.0) as usize).min(9)] += 1;
+                }
+                // A fair share is 200; beyond 300 and below 100 are seven standard deviations.
+                assert!(
+                    tenths.iter().all(|n| (100..300).contains(n)),
+                    "seed {seed}, {failures} failures: {tenths:?}"
+                );
+            }
+        }
     }
 }

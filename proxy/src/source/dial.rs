@@ -27,10 +27,6 @@ use tonic::metadata::{Ascii, MetadataValue};
 use crate::identity::svid::Svid;
 use crate::io::Io;
 
-/// A silent connection is asked whether it is alive this often, and given up when it does not
-/// answer for as long again. The control plane does the same.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-
 /// How long connecting may take, and TLS after it.
 pub const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
@@ -43,6 +39,7 @@ pub struct Dialer {
     address: Uri,
     bundle: Option<PathBuf>,
     token_file: Option<PathBuf>,
+    keep_alive: Option<Duration>,
 }
 
 impl Dialer {
@@ -55,6 +52,7 @@ impl Dialer {
             address: parse_address(&client.address)?,
             bundle: client.bundle.clone(),
             token_file: client.token_file.clone(),
+            keep_alive: client.keep_alive(),
         })
     }
 
@@ -94,11 +92,16 @@ impl Dialer {
                 Io::tls(TlsStream::Client(session))
             }
         };
-        http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true)
+        // The control plane asks just so: either end gives up a connection that stalls.
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2.timer(TokioTimer::new());
+        if let Some(every) = self.keep_alive {
+            http2
+                .keep_alive_interval(every)
+                .keep_alive_timeout(every)
+                .keep_alive_while_idle(true);
+        }
+        http2
             .handshake::<_, Body>(TokioIo::new(io))
             .await
             .map_err(|e| format!("no HTTP/2 with {host}:{port}: {e}"))
