@@ -47,6 +47,9 @@ pub struct ProxyBootstrap {
     pub control_plane: Option<ControlPlaneClient>,
     /// Where the sidecar's identity comes from. Default: none, plaintext.
     pub identity: Option<IdentitySource>,
+    /// How the workload is announced to the control plane, where its service's `discovery` is
+    /// `heartbeat`.
+    pub register: Option<RegisterSpec>,
     /// Durable queue and last good config. Default: `./state`.
     pub state_dir: Option<PathBuf>,
     /// Threads that serve traffic. Default 1.
@@ -225,6 +228,28 @@ impl ControlPlaneClient {
     pub fn keep_alive(&self) -> Option<std::time::Duration> {
         self.keep_alive.map_or(Some(KEEP_ALIVE), Dur::enabled)
     }
+}
+
+/// How the workload is announced to the control plane.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RegisterSpec {
+    /// Default true.
+    pub enabled: Option<bool>,
+    /// Where others reach it. Default: the address of `listen.inbound`; where that is every
+    /// address, the one that this host uses towards the control plane.
+    #[schemars(extend("format" = "ip-address"))]
+    pub address: Option<std::net::IpAddr>,
+    /// Default: the port of `listen.inbound`, where `app` is set; intercepted workloads are
+    /// announced with this key only.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u16>,
+    /// Its share relative to the other instances. Default 100.
+    #[schemars(range(min = 0, max = 10000))]
+    pub weight: Option<u32>,
+    /// Free facts, such as a version, for routes to ask for.
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
 }
 
 /// Where the sidecar's identity comes from: exactly one member.

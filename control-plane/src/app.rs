@@ -208,6 +208,20 @@ impl App {
         Some(services)
     }
 
+    /// The service accounts (namespace, name) that the workloads of a service may be, in the config
+    /// being pushed and in one on trial; none where neither says.
+    pub fn accounts(&self, service: &str) -> Vec<(String, String)> {
+        let state = self.config_state();
+        let current = state.current.as_ref().map(|current| &current.config);
+        let candidate = state.candidate.as_ref().map(|candidate| &candidate.config);
+        let configs = current.into_iter().chain(candidate);
+        configs
+            .filter_map(|config| config.accounts.get(service))
+            .flatten()
+            .cloned()
+            .collect()
+    }
+
     /// Reads the registry.
     pub fn with_registry<T>(&self, read: impl FnOnce(&Registry) -> T) -> T {
         read(&lock(&self.registry))
@@ -501,6 +515,7 @@ pub async fn start_with(
     for (listener, _) in discovery {
         let hub = Hub {
             guard: app.guard.clone(),
+            app: app.clone(),
             resources: app.resources.subscribe(),
             proxies: app.proxies.clone(),
             counters: app.counters.clone(),

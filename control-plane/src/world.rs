@@ -69,6 +69,8 @@ pub struct Config {
     pub documents: BTreeMap<String, DocumentEntry>,
     /// By `namespace/name`.
     pub services: BTreeMap<String, Origin>,
+    /// By service: the service accounts (namespace, name) that its workloads may be.
+    pub accounts: BTreeMap<String, Vec<(String, String)>>,
     /// `Mesh.spec.trustDomain`.
     pub trust_domain: Option<String>,
 }
@@ -103,6 +105,11 @@ impl Config {
             version: short_hex(&hash.finalize()),
             documents,
             services,
+            accounts: mesh
+                .services
+                .iter()
+                .map(|(name, service)| (name.to_string(), accounts(name, service)))
+                .collect(),
             trust_domain: mesh.mesh.trust_domain.clone(),
         }
     }
@@ -169,6 +176,15 @@ pub fn tentative(
     };
     let services = config.services.iter().filter(is_tentative);
     services.map(|(service, _)| service.clone()).collect()
+}
+
+fn accounts(name: &NamespacedName, service: &MeshService) -> Vec<(String, String)> {
+    let named = service.identity.iter().flat_map(|id| &id.service_accounts);
+    let account = |text: &String| match text.split_once('/') {
+        Some((namespace, account)) => (namespace.to_owned(), account.to_owned()),
+        None => (name.namespace.clone(), text.clone()),
+    };
+    named.map(account).collect()
 }
 
 fn origin(name: &NamespacedName, service: &MeshService) -> Origin {

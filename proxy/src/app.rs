@@ -29,6 +29,7 @@ use crate::overload::Overload;
 use crate::queueing;
 use crate::snapshot::Store;
 use crate::snapshot::live::Live;
+use crate::source::registration::Registration;
 use crate::source::{self, ConfigStatus};
 use crate::telemetry::access_log::{self, AccessLog, When};
 use crate::telemetry::limits::Refusals;
@@ -187,9 +188,9 @@ pub struct Running {
 }
 
 impl Running {
-    /// Begins to drain: not ready, inbound takes no more, then outbound, then the end.
+    /// Begins to drain: not ready, then inbound takes no more, then outbound, then the end.
     pub fn shutdown(&self) {
-        self.shared.drain.advance(Phase::Draining);
+        self.shared.drain.advance(Phase::Leaving);
     }
 
     /// Waits until everything has ended.
@@ -231,7 +232,7 @@ pub fn start(bootstrap: ProxyBootstrap) -> Result<Running, StartError> {
     };
 
     let shared = Arc::new(share(bootstrap, &addresses)?);
-    let control = spawn_control(&shared, admin, probes)?;
+    let control = spawn_control(&shared, admin, probes, addresses.inbound.clone())?;
     let mut sockets: Vec<Vec<(Direction, std::net::TcpListener)>> =
         (0..workers).map(|_| Vec::new()).collect();
     for (direction, bounds) in [
@@ -415,6 +416,7 @@ fn spawn_control(
     shared: &Arc<Shared>,
     admin: Vec<Bound>,
     probes: Vec<Bound>,
+    inbound: Vec<SocketAddr>,
 ) -> Result<JoinHandle<()>, StartError> {
     let shared = Arc::clone(shared);
     let runtime = runtime;
@@ -428,13 +430,18 @@ fn spawn_control(
                     return shared.drain.advance(Phase::Gone);
                 }
             };
-            runtime.block_on(control(shared, admin, probes));
+            runtime.block_on(control(shared, admin, probes, &inbound));
         })
         .map_err(StartError::Thread)
 }
 
 /// Everything that is not traffic, until the drain is over.
-async fn control(shared: Arc<Shared>, admin: Vec<Bound>, probes: Vec<Bound>) {
+async fn control(
+    shared: Arc<Shared>,
+    admin: Vec<Bound>,
+    probes: Vec<Bound>,
+    inbound: &[SocketAddr],
+) {
     for (mode, bounds) in [(admin::Scope::Whole, admin), (admin::Scope::Probes, probes)] {
         for socket in bounds.into_iter().flat_map(|bound| bound.sockets) {
             tokio::task::spawn_local(admin::serve(Arc::clone(&shared), socket, mode));
@@ -446,16 +453,24 @@ async fn control(shared: Arc<Shared>, admin: Vec<Bound>, probes: Vec<Bound>) {
     tokio::task::spawn_local(source::run(Arc::clone(&shared)));
     let watching = Arc::clone(&shared);
     tokio::task::spawn_local(async move { watching.overload.watch().await });
-    shared.drain.reached(Phase::Draining).await;
-    drain(&shared).await;
+    let mut registration = Registration::new(Arc::clone(&shared), inbound);
+    tokio::select! {
+        never = registration.keep() => match never {},
+        () = shared.drain.reached(Phase::Leaving) => {}
+    }
+    let limit = shared.bootstrap.drain();
+    info!(?limit, "draining");
+    let end = tokio::time::Instant::now() + limit;
+    let _ = tokio::time::timeout_at(end, registration.leave()).await;
+    shared.drain.advance(Phase::Draining);
+    drain(&shared, end, &mut registration).await;
 }
 
 /// Inbound first, then outbound, both within the one `drain` setting.
-async fn drain(shared: &Shared) {
-    let limit = shared.bootstrap.drain();
-    info!(?limit, "draining");
-    let ended = tokio::time::timeout(limit, async {
+async fn drain(shared: &Shared, end: tokio::time::Instant, registration: &mut Registration) {
+    let ended = tokio::time::timeout_at(end, async {
         wait_for(|| shared.drain.open().0 == 0).await;
+        registration.end().await;
         shared.drain.advance(Phase::Closing);
         wait_for(|| shared.drain.open().1 == 0 && shared.drain.deliveries() == 0).await;
     })

@@ -149,7 +149,7 @@ fn drain_on_signal(running: &app::Running) {
                     _ = term.recv() => {}
                     _ = int.recv() => {}
                 }
-                shared.drain.advance(crate::drain::Phase::Draining);
+                shared.drain.advance(crate::drain::Phase::Leaving);
             });
         });
     if let Err(error) = watching {

@@ -1,8 +1,10 @@
 //! Leaving without breaking anything: one phase that everybody watches.
 //!
-//! `Running → Draining → Closing → Gone`. Draining: not ready, inbound listeners take no more, their
-//! connections finish what is there; outbound goes on, because the application still works.
-//! Closing: outbound listeners do the same. Bounded by the one `drain` setting.
+//! `Running → Leaving → Draining → Closing → Gone`. Leaving: not ready, and the registry is told,
+//! where the sidecar has registered its workload; everything is still served, for callers that have
+//! not heard. Draining: inbound listeners take no more, their connections finish what is there;
+//! outbound goes on, because the application still works. Closing: outbound listeners do the same.
+//! Bounded by the one `drain` setting.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +16,8 @@ use tokio::sync::watch;
 pub enum Phase {
     /// Taking work.
     Running,
+    /// Not ready; new requests are about to go elsewhere.
+    Leaving,
     /// Inbound takes no more work; outbound does.
     Draining,
     /// No listener takes work.

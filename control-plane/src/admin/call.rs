@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH, LINK};
-use hyper::{Response, StatusCode};
+use hyper::{Response, StatusCode, Uri};
 use outrigger_config::units::DEFAULT_NAMESPACE;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -190,6 +190,18 @@ pub fn etag<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
         hash.update(part);
     }
     format!("\"{}\"", short_hex(&hash.finalize()))
+}
+
+/// The service that a path under `/v1/services` is about, as [`Call::service`] says it.
+///
+/// # Errors
+/// It is about none.
+pub fn service_of(uri: &Uri) -> Result<String, Problem> {
+    let name = uri.path().split('/').nth(3).unwrap_or_default();
+    let query = query(uri.query())?;
+    let mut namespaces = query.iter().filter(|(key, _)| key == "namespace");
+    let namespace = namespaces.next().map(|(_, value)| value.as_str());
+    service_name(&decode(name)?, namespace)
 }
 
 /// `name` or `namespace/name` to `namespace/name`.

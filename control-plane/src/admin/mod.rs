@@ -127,7 +127,7 @@ async fn respond(
     }
 }
 
-async fn read_body(body: Incoming) -> Result<Bytes, Problem> {
+pub(crate) async fn read_body(body: Incoming) -> Result<Bytes, Problem> {
     match timeout(READ_WITHIN, Limited::new(body, MAX_BODY_BYTES).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(e)) if e.is::<LengthLimitError>() => Err(Problem::too_large(MAX_BODY_BYTES)),

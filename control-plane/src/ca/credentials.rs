@@ -49,6 +49,10 @@ impl Pattern {
         part(&self.namespace, namespace) && part(&self.name, name)
     }
 
+    fn is_in(&self, namespace: &str) -> bool {
+        self.namespace == "*" || self.namespace == namespace
+    }
+
     /// The one account that it is good for, if it is one.
     fn single(&self) -> Option<(&str, &str)> {
         let one = self.namespace != "*" && self.name != "*";
@@ -198,6 +202,15 @@ impl Caller {
                 "the node says {namespace}/{name}, its credential is another's: {}",
                 self.credential()
             )),
+        }
+    }
+
+    /// Whether it may be some service account of `namespace`.
+    pub fn may_be_in(&self, namespace: &str) -> bool {
+        match &self.who {
+            Who::Anybody => true,
+            Who::Svid(id) => id.account().is_some_and(|(own, _)| own == namespace),
+            Who::Token { accounts, .. } => accounts.iter().any(|pattern| pattern.is_in(namespace)),
         }
     }
 }

@@ -46,7 +46,9 @@ use tonic::{Status, Streaming};
 use tonic_prost::ProstCodec;
 use tracing::{debug, info, warn};
 
-use super::session::{Event, Session};
+use super::registration;
+use super::session::{Event, Push, Session};
+use crate::app::App;
 use crate::ca::credentials::Caller;
 use crate::ca::service;
 use crate::clock;
@@ -81,6 +83,8 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 pub struct Hub {
     /// Who may use the listener.
     pub guard: Guard,
+    /// What registrations change.
+    pub app: Arc<App>,
     /// The latest resources; `None` until there is a config.
     pub resources: watch::Receiver<Option<Shown>>,
     /// Where progress is noted.
@@ -273,6 +277,9 @@ async fn respond(
     place: Place,
     hub: Hub,
 ) -> Result<hyper::Response<tonic::body::Body>, Infallible> {
+    if registration::is_one(request.method(), request.uri().path()) {
+        return Ok(registration::answer(&hub.app, &place.peer, request).await);
+    }
     if request.method() != hyper::Method::POST {
         return Ok(Status::invalid_argument("gRPC requests are POSTs").into_http());
     }

@@ -140,7 +140,7 @@ async fn answer(
             Err(refused) => refused,
         },
         (&Method::POST, "/drain") => {
-            shared.drain.advance(Phase::Draining);
+            shared.drain.advance(Phase::Leaving);
             json_response(StatusCode::ACCEPTED, &json!({"draining": true}))
         }
         (&Method::PUT | &Method::POST, "/log") => match body(request).await {
@@ -161,11 +161,19 @@ async fn answer(
 
 /// Ready: a mesh config is in force, and an identity where one is to come, and nothing drains.
 fn readiness(shared: &Shared) -> Answer {
+    match not_ready(shared) {
+        Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        None => text(StatusCode::OK, "ok\n"),
+    }
+}
+
+/// Why the sidecar is not ready; none when it is.
+pub fn not_ready(shared: &Shared) -> Option<String> {
     if shared.drain.phase() != Phase::Running {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
+        return Some("draining".to_owned());
     }
     if !shared.store.load().configured() {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "no mesh config yet\n");
+        return Some("no mesh config yet".to_owned());
     }
     if shared.identity.configured() && shared.identity.current().is_none() {
         let what = match shared.identity.generation() {
@@ -174,9 +182,9 @@ fn readiness(shared: &Shared) -> Answer {
         };
         let why = shared.identity.problem();
         let why = why.map_or_else(String::new, |why| format!(": {why}"));
-        return text(StatusCode::SERVICE_UNAVAILABLE, format!("{what}{why}\n"));
+        return Some(format!("{what}{why}"));
     }
-    text(StatusCode::OK, "ok\n")
+    None
 }
 
 fn startup(shared: &Shared) -> Answer {

@@ -61,6 +61,11 @@ impl Dialer {
         &self.address
     }
 
+    /// Its host, without brackets, and port.
+    pub fn authority(&self) -> (&str, u16) {
+        authority(&self.address)
+    }
+
     /// Connects, as the bearer of `svid` where there is one.
     ///
     /// # Errors

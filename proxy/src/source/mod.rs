@@ -9,6 +9,7 @@ pub mod control_plane;
 pub mod dial;
 pub mod file;
 pub mod pushed;
+pub mod registration;
 pub mod snapshot_cache;
 
 use std::collections::BTreeMap;

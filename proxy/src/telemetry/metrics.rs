@@ -281,6 +281,16 @@ const FAMILIES: &[(&str, Kind, &str)] = &[
         "1 while the discovery stream is up.",
     ),
     (
+        "outrigger_registered",
+        Kind::Gauge,
+        "1 while the workload is announced to the control plane and accepts connections.",
+    ),
+    (
+        "outrigger_registration_failures_total",
+        Kind::Counter,
+        "Registrations and heartbeats that the control plane refused or did not answer.",
+    ),
+    (
         "outrigger_overloaded",
         Kind::Gauge,
         "1 while memory is over the sidecar's budget and requests are shed.",
