@@ -33,6 +33,10 @@ pub const BUNDLE_TYPE: &str = "type.googleapis.com/outrigger.v1alpha1.TrustBundl
 /// The resource name of the one [`TrustBundle`].
 pub const BUNDLE_NAME: &str = "roots";
 
+/// What a sidecar "subscribes" to in order to say that it cannot connect to it: names are
+/// `namespace/name address:port`. It is told when that has changed, and nothing is ever sent back.
+pub const UNREACHABLE_TYPE: &str = "type.googleapis.com/outrigger.v1alpha1.Unreachable";
+
 /// The name that subscribes to every resource of a type (xDS protocol, "wildcard").
 pub const WILDCARD: &str = "*";
 

@@ -245,6 +245,7 @@ impl App {
         let standing = self.sources.standing().into_iter();
         let gauges = Gauges {
             proxies_connected: self.proxies.connected_count(),
+            unreachable: self.proxies.unreachable_count(),
             config_applied: current.as_ref().map_or(0, |c| c.applied),
             config_version: current.map(|c| c.config.version.clone()),
             on_trial: self.candidate().is_some(),

@@ -60,6 +60,8 @@ impl Counters {
 pub struct Gauges {
     /// Open streams.
     pub proxies_connected: usize,
+    /// Endpoints that sidecars cannot connect to, counted for each of them.
+    pub unreachable: usize,
     /// The version pushed.
     pub config_version: Option<String>,
     /// When it was taken up, in milliseconds since 1970.
@@ -185,6 +187,11 @@ fn config(counters: &Counters, gauges: &Gauges) {
         "Sidecars with an open stream.",
     );
     gauge!("outrigger_control_plane_proxies_connected").set(gauges.proxies_connected as f64);
+    describe(
+        "outrigger_control_plane_unreachable_endpoints",
+        "Endpoints that sidecars say they cannot connect to, counted for each sidecar.",
+    );
+    gauge!("outrigger_control_plane_unreachable_endpoints").set(gauges.unreachable as f64);
     describe_counter!(
         "outrigger_control_plane_config_rejected_total",
         "Configs refused as a whole because a document had an error."

@@ -4,7 +4,7 @@
 //! with the diagnostics. Decides nothing: `discovery/session.rs` does. Stands on the life of a
 //! config update, at its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,10 +54,22 @@ pub struct Proxy {
     pub endpoints: Progress,
     /// The roots to believe; nothing of a sidecar that has its certificate from elsewhere.
     pub roots: Progress,
+    /// Endpoints that it says it cannot connect to.
+    pub unreachable: Vec<Unreachable>,
     #[serde(skip)]
     stream: u64,
     #[serde(skip)]
     left: Option<Duration>,
+}
+
+/// An endpoint that a sidecar cannot connect to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unreachable {
+    /// `namespace/name`.
+    pub service: String,
+    /// `address:port`.
+    pub endpoint: String,
 }
 
 /// How far a sidecar has got in one type. Versions name the whole set.
@@ -134,6 +146,7 @@ impl Proxies {
             config: Progress::default(),
             endpoints: Progress::default(),
             roots: Progress::default(),
+            unreachable: Vec::new(),
             stream,
             left: None,
         };
@@ -176,6 +189,42 @@ impl Proxies {
         }
         proxy.synced = proxy.config.synced();
         proxy.last_seen = wall_millis;
+    }
+
+    /// Notes what the sidecar of a stream cannot connect to: `namespace/name address:port` each.
+    pub fn unreachable(&self, stream: u64, id: &str, names: &BTreeSet<String>) {
+        let read = |name: &String| {
+            let (service, endpoint) = name.split_once(' ')?;
+            Some(Unreachable {
+                service: service.to_owned(),
+                endpoint: endpoint.to_owned(),
+            })
+        };
+        let mut by_id = self.lock();
+        if let Some(proxy) = by_id.get_mut(id).filter(|p| p.stream == stream) {
+            proxy.unreachable = names.iter().filter_map(read).collect();
+        }
+    }
+
+    /// The endpoints (`address:port`) of a service that sidecars say they cannot connect to, with
+    /// the ids of those sidecars.
+    pub fn unreachable_of(&self, service: &str) -> BTreeMap<String, Vec<String>> {
+        let mut from: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for proxy in self.lock().values().filter(|proxy| proxy.connected) {
+            let of_this = proxy.unreachable.iter().filter(|u| u.service == service);
+            for unreachable in of_this {
+                let ids = from.entry(unreachable.endpoint.clone()).or_default();
+                ids.push(proxy.id.clone());
+            }
+        }
+        from
+    }
+
+    /// How many pairs of sidecar and endpoint there are without a path.
+    pub fn unreachable_count(&self) -> usize {
+        let by_id = self.lock();
+        let connected = by_id.values().filter(|proxy| proxy.connected);
+        connected.map(|proxy| proxy.unreachable.len()).sum()
     }
 
     /// A stream was closed.

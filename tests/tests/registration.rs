@@ -1,10 +1,10 @@
-//! Sidecars that announce their own workload.
+//! Sidecars that announce their own workload, and say which endpoints they cannot connect to.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use outrigger_tests::client::Ask;
-use outrigger_tests::mesh::{Plane, Sidecar, SidecarBuilder, document};
+use outrigger_tests::mesh::{Plane, Sidecar, SidecarBuilder, document, service};
 use outrigger_tests::until;
 use outrigger_tests::upstream::{Reply, Upstream};
 use serde_json::{Value, json};
@@ -164,4 +164,44 @@ async fn a_workload_is_announced_only_as_who_it_is_and_only_where_it_should_be()
         })
         .await;
     until_states(&plane, &[("good", "Serving")]).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_a_sidecar_cannot_connect_to_is_told() {
+    let app = Upstream::h1(|_| Reply::ok("fine")).await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let nobody = free.local_addr().expect("bound");
+    drop(free);
+    let mesh = service("orders", &[app.addr, nobody], "");
+    let plane = Plane::start(&[("orders.yaml", mesh)]).await;
+    let caller = Sidecar::named("caller").plane(plane.discovery());
+    let caller = caller.start().await;
+    until("it says so", || async {
+        assert_eq!(caller.get("orders", "/").await.status, 200);
+        let view = plane.ask("GET", "/v1/services/orders", "").await.json();
+        let endpoints = view["endpoints"].as_array().cloned().unwrap_or_default();
+        let told: Vec<_> = endpoints
+            .iter()
+            .filter(|e| e["unreachableFrom"] == json!(["default/caller"]))
+            .map(|e| e["port"].clone())
+            .collect();
+        assert!(told.is_empty() || told == [nobody.port()], "{view}");
+        (!told.is_empty()).then_some(())
+    })
+    .await;
+    let view = plane.ask("GET", "/v1/proxies", "").await.json();
+    let expected = json!([{"service": "default/orders", "endpoint": nobody.to_string()}]);
+    assert_eq!(view["proxies"][0]["unreachable"], expected);
+    let metrics = plane.ask("GET", "/metrics", "").await.text();
+    assert!(
+        metrics.contains("outrigger_control_plane_unreachable_endpoints 1"),
+        "{metrics}"
+    );
+    // With the endpoint gone, nothing is unreachable any more.
+    plane.write("orders.yaml", &service("orders", &[app.addr], ""));
+    plane
+        .view_until("/v1/proxies", |view| {
+            view["proxies"][0]["unreachable"] == json!([])
+        })
+        .await;
 }

@@ -1,6 +1,7 @@
 //! The registry's part of the admin API: services with their endpoints, and the instances that
 //! announce themselves.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -36,7 +37,7 @@ pub(super) fn one_service(call: &Call) -> Answer {
 }
 
 fn service_view(app: &App, service: &str, origin: &Origin) -> Value {
-    let endpoints: Vec<Value> = match origin {
+    let mut endpoints: Vec<Value> = match origin {
         Origin::Static(endpoints) => endpoints.iter().map(endpoint_view).collect(),
         Origin::Discovered(_) => {
             let found = app.sources.endpoints();
@@ -63,6 +64,12 @@ fn service_view(app: &App, service: &str, origin: &Origin) -> Value {
             with_age.collect()
         }),
     };
+    let unreachable = app.proxies.unreachable_of(service);
+    for endpoint in &mut endpoints {
+        if let Some(from) = at(endpoint).and_then(|at| unreachable.get(&at)) {
+            endpoint["unreachableFrom"] = json!(from);
+        }
+    }
     let mut view = json!({"name": service, "discovery": origin.name(), "endpoints": endpoints});
     if let Some(standing) = app.sources.standing().get(service) {
         view["registry"] = standing_view(standing);
@@ -79,6 +86,13 @@ fn standing_view(standing: &Standing) -> Value {
         "problem": standing.problem,
         "held": held,
     })
+}
+
+/// `address:port` of a view, as sidecars write it.
+fn at(endpoint: &Value) -> Option<String> {
+    let ip: IpAddr = endpoint["address"].as_str()?.parse().ok()?;
+    let port = u16::try_from(endpoint["port"].as_u64()?).ok()?;
+    Some(SocketAddr::new(ip, port).to_string())
 }
 
 fn endpoint_view(endpoint: &Endpoint) -> Value {

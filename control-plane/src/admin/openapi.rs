@@ -165,7 +165,7 @@ fn schemas() -> Value {
     let or_null = |kind: &str| json!({"type": [kind, "null"]});
     let ref_or_null = |name: &str| json!({"anyOf": [reference(name), {"type": "null"}]});
     let list_of = |name: &str| json!({"type": "array", "items": reference(name)});
-    let endpoint = json!({
+    let mut endpoint = json!({
         "id": text(), "address": text(), "port": whole(), "zone": text(), "weight": whole(),
         "state": {"type": "string"}, "labels": map(), "identity": text(),
         "secondsSinceHeartbeat": whole(),
@@ -176,6 +176,8 @@ fn schemas() -> Value {
     let mut instance = endpoint.clone();
     instance["ttl"] = text();
     instance["removeAfter"] = text();
+    endpoint["unreachableFrom"] =
+        json!({"type": "array", "items": text(), "description": "Ids of sidecars"});
     json!({
         "Object": {"type": "object"},
         "Problem": object(json!({
@@ -217,6 +219,9 @@ fn schemas() -> Value {
             "synced": {"type": "boolean"}, "config": reference("Progress"),
             "endpoints": reference("Progress"),
             "roots": reference("Progress"),
+            "unreachable": {"type": "array", "items": object(json!({
+                "service": text(), "endpoint": text(),
+            }))},
         })),
         "Proxies": object(json!({
             "configVersion": or_null("string"), "proxies": list_of("Proxy"),

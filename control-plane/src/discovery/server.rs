@@ -426,6 +426,12 @@ impl Pump {
         }
         match event {
             Event::Subscribed | Event::Stale => {}
+            Event::Unreachable => {
+                if let Some(node) = self.session.node() {
+                    let names = self.session.unreachable();
+                    self.hub.proxies.unreachable(self.id, &node.id, names);
+                }
+            }
             Event::Acked { type_url, version } => self.note(&type_url, &version, Step::Acked),
             Event::Refused {
                 type_url,

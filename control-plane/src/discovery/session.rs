@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use outrigger_config::wire::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, WILDCARD,
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, UNREACHABLE_TYPE, WILDCARD,
 };
 use prost::Message as _;
 
@@ -31,6 +31,9 @@ const MAX_TYPES: usize = 16;
 
 /// The most names one stream may subscribe to in one type.
 const MAX_NAMES: usize = 50_000;
+
+/// The most endpoints that a sidecar may say it cannot connect to.
+const MAX_UNREACHABLE: usize = 1024;
 
 /// The longest resource or type name, in bytes.
 const MAX_NAME_BYTES: usize = 1024;
@@ -58,6 +61,8 @@ pub enum Event {
     },
     /// An answer to a response that is no longer outstanding.
     Stale,
+    /// What the sidecar cannot connect to is another set than before.
+    Unreachable,
 }
 
 /// Why a stream is closed. The peer broke the protocol.
@@ -81,6 +86,7 @@ pub enum SessionError {
 pub struct Session {
     node: Option<Node>,
     types: BTreeMap<String, TypeState>,
+    unreachable: BTreeSet<String>,
     nonces: u64,
 }
 
@@ -180,6 +186,11 @@ impl Session {
         self.node.as_ref()
     }
 
+    /// What it cannot connect to, `namespace/name address:port`.
+    pub fn unreachable(&self) -> &BTreeSet<String> {
+        &self.unreachable
+    }
+
     /// Takes in a request.
     ///
     /// # Errors
@@ -193,6 +204,18 @@ impl Session {
         }
         if !(1..=MAX_NAME_BYTES).contains(&request.type_url.len()) {
             return Err(SessionError::BadType);
+        }
+        if request.type_url == UNREACHABLE_TYPE {
+            for name in &request.resource_names_unsubscribe {
+                self.unreachable.remove(name);
+            }
+            let names = request.resource_names_subscribe.into_iter();
+            self.unreachable
+                .extend(names.filter(|name| name.len() <= MAX_NAME_BYTES));
+            if self.unreachable.len() > MAX_UNREACHABLE {
+                return Err(SessionError::TooMany);
+            }
+            return Ok(Event::Unreachable);
         }
         let first = !self.types.contains_key(&request.type_url);
         if first && self.types.len() >= MAX_TYPES {

@@ -411,12 +411,35 @@ pub struct EndpointState {
     pub reasons: Reasons,
     /// When the registry last changed its state, in nanoseconds of [`Mono`].
     moved_at: AtomicU64,
+    /// When a connect failed, in nanoseconds of [`Mono`]; 0 when it was reached after that.
+    unreached_at: AtomicU64,
 }
+
+/// For how long a failed connect counts while nobody tries again: an ejection at its beginning.
+const UNREACHED_FOR: Duration = Duration::from_secs(60);
 
 impl EndpointState {
     /// When the registry last changed its state; the beginning of time when it never did.
     pub fn moved_at(&self) -> Mono {
         Mono::from_nanos(self.moved_at.load(Relaxed))
+    }
+
+    /// A connect failed.
+    pub fn not_reached(&self, now: Mono) {
+        self.unreached_at.store(now.as_nanos().max(1), Relaxed);
+    }
+
+    /// It answered.
+    pub fn reached(&self) {
+        if self.unreached_at.load(Relaxed) != 0 {
+            self.unreached_at.store(0, Relaxed);
+        }
+    }
+
+    /// Whether the last connect failed, within a minute.
+    pub fn is_unreachable(&self, now: Mono) -> bool {
+        let at = self.unreached_at.load(Relaxed);
+        at != 0 && now < Mono::from_nanos(at) + UNREACHED_FOR
     }
 }
 

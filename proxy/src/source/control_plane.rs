@@ -5,13 +5,16 @@
 //! does, and what it refuses is told to the control plane word for word. Stands on the life of a
 //! config update, where it enters the sidecar.
 //!
+//! The same stream tells which endpoints cannot be connected to (`unreachable`).
+//!
 //! A broken stream changes nothing: the sidecar goes on with what it has, for ever if need be, and
 //! says on reconnect what that is, so that only the difference is sent.
 
 mod received;
 mod roots;
+mod unreachable;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -26,12 +29,12 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use outrigger_config::wire::{
     BUNDLE_TYPE, DELTA_PATH, DOCUMENT_TYPE, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-    ENDPOINTS_TYPE, Endpoints, Locality, MAX_MESSAGE_BYTES, Node, Status, Struct, Value,
-    cap_diagnostics,
+    ENDPOINTS_TYPE, Endpoints, Locality, MAX_MESSAGE_BYTES, Node, Status, Struct, UNREACHABLE_TYPE,
+    Value, cap_diagnostics,
 };
 use outrigger_core::backoff;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::body::Body;
@@ -43,11 +46,15 @@ use tracing::{debug, info, warn};
 use super::dial::{CONNECT_WITHIN, Dialer};
 use super::snapshot_cache::{LastGood, NamedDocument, SnapshotCache};
 use crate::app::Shared;
+use crate::clock;
 use received::Received;
 
 /// How long the first documents wait for the first endpoints: a resource not delivered 15 s after
 /// it was asked for counts as absent (xDS protocol, gRFC A57).
 const ENDPOINTS_WITHIN: Duration = Duration::from_secs(15);
+
+/// How often it is looked which endpoints cannot be connected to.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// How this sidecar presents itself, and what it starts from.
 pub struct Options {
@@ -310,6 +317,9 @@ impl<S: ConfigSink> Stream<'_, S> {
         requests: &mpsc::Sender<DeltaDiscoveryRequest>,
     ) -> Result<(), String> {
         let mut held: Option<(DeltaDiscoveryResponse, Instant)> = None;
+        let mut told = BTreeSet::new();
+        let mut looks = interval(TELL_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let until = held.as_ref().map(|(_, until)| *until);
             let overdue = async {
@@ -325,6 +335,10 @@ impl<S: ConfigSink> Stream<'_, S> {
                     Err(e) => return Err(describe(&e)),
                 },
                 () = overdue => None,
+                _ = looks.tick() => {
+                    self.tell_unreachable(&mut told, requests);
+                    continue;
+                }
             };
             if let Some(response) = response {
                 self.note_answered();
@@ -407,6 +421,27 @@ impl<S: ConfigSink> Stream<'_, S> {
             .send(answer)
             .await
             .map_err(|_| "the stream was closed".to_owned())
+    }
+
+    /// Says what has changed since `told`. When there is no room for it, later.
+    fn tell_unreachable(
+        &self,
+        told: &mut BTreeSet<String>,
+        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+    ) {
+        let now = unreachable::now(&self.options.shared, clock::now());
+        if now == *told || !self.answered {
+            return;
+        }
+        let request = DeltaDiscoveryRequest {
+            type_url: UNREACHABLE_TYPE.to_owned(),
+            resource_names_subscribe: now.difference(told).cloned().collect(),
+            resource_names_unsubscribe: told.difference(&now).cloned().collect(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        if requests.try_send(request).is_ok() {
+            *told = now;
+        }
     }
 
     /// Endpoints first, so that they are sent first and are there when the documents arrive; roots

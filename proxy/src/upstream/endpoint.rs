@@ -137,6 +137,11 @@ impl EndpointUse {
         } else {
             self.state.load.finish(now, self.latency());
         }
+        if matches!(observed, Observed::ConnectFailed) {
+            self.state.not_reached(now);
+        } else if self.head.is_some() {
+            self.state.reached();
+        }
         let params = &self.service.ejection;
         if let Some(request) = self
             .state
