@@ -551,6 +551,19 @@ pub struct PushSpec {
     /// After about this time a sidecar is asked to connect anew, so that a replica that was added
     /// gets its share; it is sent nothing that it has. 0s is never. Default 30m.
     pub max_connection_age: Option<Dur>,
+    /// How much of the mesh each sidecar gets. Default Whole.
+    pub scope: Option<PushScope>,
+}
+
+/// How much of the mesh each sidecar gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum PushScope {
+    /// All of it.
+    #[default]
+    Whole,
+    /// Its own service, the services that authorization lets it call, and where their routes lead;
+    /// all others are unknown destinations to it.
+    Callable,
 }
 
 /// [`PushSpec`] with its defaults.
@@ -560,6 +573,8 @@ pub struct Push {
     pub keep_alive: Option<std::time::Duration>,
     /// When a connection has lived long enough; none is never.
     pub max_connection_age: Option<std::time::Duration>,
+    /// How much of the mesh each sidecar gets.
+    pub scope: PushScope,
 }
 
 impl ControlPlaneBootstrap {
@@ -579,6 +594,7 @@ impl ControlPlaneBootstrap {
             max_connection_age: spec
                 .max_connection_age
                 .map_or(Some(half_an_hour), Dur::enabled),
+            scope: spec.scope.unwrap_or_default(),
         }
     }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use outrigger_config::bootstrap::{ControlPlaneBootstrap, OneOrMany};
+use outrigger_config::bootstrap::{ControlPlaneBootstrap, OneOrMany, PushScope};
 use outrigger_config::wire::ENDPOINTS_TYPE;
 use outrigger_config::{Problem, Source};
 use outrigger_registry::Sources;
@@ -165,6 +165,7 @@ pub struct App {
     state: Arc<StateDir>,
     /// Who may use the discovery listener, and the authority behind it.
     pub guard: Guard,
+    scope: PushScope,
     dirty: Arc<Notify>,
     unsaved: Notify,
     started: u64,
@@ -283,11 +284,14 @@ impl App {
         let authority = self.guard.authority();
         let roots = authority.map(Authority::bundle).unwrap_or_default();
         let before = self.resources.borrow().clone();
-        let picture = |config: &Config| {
+        let picture = |config: &Arc<Config>| {
             let roots = roots.clone();
             let build =
                 |registry: &Registry| world::build(config, registry, &discovered, roots, now);
-            let resources = render(&self.with_registry(build));
+            let mut resources = render(&self.with_registry(build));
+            if self.scope == PushScope::Callable {
+                resources = resources.scoped(Arc::clone(config));
+            }
             let before = before.iter().flat_map(Shown::pictures);
             Arc::new(before.fold(resources, |resources, before| resources.keeping(before)))
         };
@@ -495,6 +499,7 @@ pub async fn start_with(
             .map(Policy::from),
         state,
         guard,
+        scope: bootstrap.push().scope,
         dirty,
         unsaved: Notify::new(),
         started: clock::wall_millis() / 1000,

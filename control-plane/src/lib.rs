@@ -21,6 +21,7 @@ pub mod proxies;
 pub mod registry;
 pub mod render;
 pub mod rollout;
+pub mod scope;
 pub mod security;
 pub mod shown;
 pub mod source;

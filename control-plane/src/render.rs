@@ -4,12 +4,13 @@
 //! are hashes of their content. Does not decide what is in the world (`world.rs`) nor who has got
 //! what (`discovery/session.rs`). Stands on the life of a config update.
 //!
-//! Every sidecar of a mesh gets the whole mesh. Each set of resources is one table that all streams
+//! Every sidecar of a mesh gets the whole mesh, or, where `push.scope` says so, what `scope.rs` lets
+//! it see, rendered once for all sidecars of one service and account. Each set of resources is one table that all streams
 //! point to, and what leads from one table to the next is found and encoded once for all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use outrigger_config::wire::{
@@ -19,19 +20,40 @@ use outrigger_config::wire::{
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
-use crate::world::World;
+use crate::scope::Who;
+use crate::world::{Config, World};
 
 /// The order in which types are pushed: whom to believe first, then endpoints, so that a route never
 /// arrives before the endpoints it needs.
 pub const PUSH_ORDER: [&str; 3] = [BUNDLE_TYPE, ENDPOINTS_TYPE, DOCUMENT_TYPE];
 
+/// The most scopes that are kept: whoever may say who it is can say many names.
+const MAX_SCOPES: usize = 10_000;
+
 /// Everything there is to push, by type.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct Resources {
     documents: Arc<TypeSet>,
     endpoints: Arc<TypeSet>,
     bundle: Arc<TypeSet>,
     empty: Arc<TypeSet>,
+    scopes: Option<Scopes>,
+}
+
+impl PartialEq for Resources {
+    fn eq(&self, other: &Self) -> bool {
+        // Scopes follow from these.
+        self.documents == other.documents
+            && self.endpoints == other.endpoints
+            && self.bundle == other.bundle
+    }
+}
+
+/// What each kind of sidecar sees of it, rendered when the first one asks.
+#[derive(Debug)]
+struct Scopes {
+    config: Arc<Config>,
+    rendered: Mutex<BTreeMap<Who, Arc<Resources>>>,
 }
 
 impl Resources {
@@ -45,9 +67,78 @@ impl Resources {
         }
     }
 
+    /// With what each sidecar may see of `config`, which this was rendered from.
+    pub fn scoped(mut self, config: Arc<Config>) -> Self {
+        self.scopes = Some(Scopes {
+            config,
+            rendered: Mutex::default(),
+        });
+        self
+    }
+
+    /// What `who` may see; none: all of it.
+    pub fn seen_by(&self, who: &Who) -> Option<Arc<Self>> {
+        let scopes = self.scopes.as_ref()?;
+        if let Some(seen) = lock(&scopes.rendered).get(who) {
+            return Some(Arc::clone(seen));
+        }
+        let seen = Arc::new(self.render_for(&scopes.config, who));
+        let mut rendered = lock(&scopes.rendered);
+        if rendered.len() >= MAX_SCOPES {
+            rendered.clear();
+        }
+        Some(Arc::clone(rendered.entry(who.clone()).or_insert(seen)))
+    }
+
+    /// The same tables.
+    fn again(&self) -> Self {
+        Self {
+            documents: Arc::clone(&self.documents),
+            endpoints: Arc::clone(&self.endpoints),
+            bundle: Arc::clone(&self.bundle),
+            ..Self::default()
+        }
+    }
+
+    fn render_for(&self, config: &Config, who: &Who) -> Self {
+        let scope = config.reach.of(who);
+        let seen = |name: &String| {
+            let whole = self.documents.resources.get(name)?;
+            let entry = config.documents.get(name)?;
+            match config.reach.narrowed(name, &entry.json, &scope) {
+                None => Some(whole.clone()),
+                Some(json) => Some(document(name, &json, entry.generation)),
+            }
+        };
+        let endpoints = |service: &String| self.endpoints.resources.get(service).cloned();
+        let tentative = self.endpoints.tentative.intersection(&scope.services);
+        Self {
+            documents: Arc::new(TypeSet {
+                version: self.documents.version.clone(),
+                ..type_set(scope.documents.iter().filter_map(seen))
+            }),
+            endpoints: Arc::new(TypeSet {
+                tentative: tentative.cloned().collect(),
+                ..type_set(scope.services.iter().filter_map(endpoints))
+            }),
+            bundle: Arc::clone(&self.bundle),
+            ..Self::default()
+        }
+    }
+
     /// With the tables of `shown` where nothing has changed: streams that have a table need not be
     /// compared with it again.
     pub fn keeping(mut self, shown: &Self) -> Self {
+        if let (Some(new), Some(old)) = (&self.scopes, &shown.scopes) {
+            let mut rendered = lock(&new.rendered);
+            for (who, old) in &*lock(&old.rendered) {
+                let seen = match rendered.get(who) {
+                    Some(seen) => seen.again(),
+                    None => self.render_for(&new.config, who),
+                };
+                rendered.insert(who.clone(), Arc::new(seen.keeping(old)));
+            }
+        }
         for (new, old) in [
             (&mut self.documents, &shown.documents),
             (&mut self.endpoints, &shown.endpoints),
@@ -94,7 +185,7 @@ impl TypeSet {
     /// this table: found once, however many streams ask.
     pub fn step(&self, from: Option<&Arc<Self>>, type_url: &str) -> Arc<Content> {
         let begins = |step: &&Step| step.from.as_ref().map(Weak::as_ptr) == from.map(Arc::as_ptr);
-        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps = lock(&self.steps);
         if let Some(step) = steps.iter().find(begins) {
             return Arc::clone(&step.content);
         }
@@ -116,6 +207,11 @@ impl TypeSet {
         });
         content
     }
+}
+
+/// Every critical section of ours leaves its value whole, so a poisoned lock is still good.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A response without its nonce, encoded.
@@ -152,16 +248,8 @@ impl Content {
 
 /// Encodes the world.
 pub fn render(world: &World) -> Resources {
-    let documents = world.documents.values().map(|entry| {
-        let sha256 = Sha256::digest(&entry.json);
-        let document = Document {
-            name: entry.name.clone(),
-            yaml: entry.json.clone(),
-            sha256: sha256.to_vec().into(),
-            generation: entry.generation,
-        };
-        resource(entry.name.clone(), short_hex(&sha256), &document)
-    });
+    let documents = world.documents.values();
+    let documents = documents.map(|entry| document(&entry.name, &entry.json, entry.generation));
     let endpoints = world.endpoints.iter().map(|(service, endpoints)| {
         let version = endpoints_version(endpoints);
         let message = Endpoints {
@@ -187,8 +275,19 @@ pub fn render(world: &World) -> Resources {
             ..type_set(endpoints)
         }),
         bundle: Arc::new(type_set(bundle.into_iter())),
-        empty: Arc::default(),
+        ..Resources::default()
     }
+}
+
+fn document(name: &str, json: &str, generation: u64) -> Resource {
+    let sha256 = Sha256::digest(json);
+    let document = Document {
+        name: name.to_owned(),
+        yaml: json.to_owned(),
+        sha256: sha256.to_vec().into(),
+        generation,
+    };
+    resource(name.to_owned(), short_hex(&sha256), &document)
 }
 
 /// A version from a hash: its first 16 hexadecimal digits.

@@ -7,6 +7,7 @@
 //! to learn endpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_config::model::{self, Discovery, HeartbeatDiscovery, MeshService, StaticEndpoint};
@@ -17,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::registry::{Lease, Registry};
 use crate::render::short_hex;
+use crate::scope::Reach;
 
 /// How long a heartbeat counts where the service does not say.
 const TTL: Duration = Duration::from_secs(15);
@@ -71,6 +73,8 @@ pub struct Config {
     pub services: BTreeMap<String, Origin>,
     /// By service: the service accounts (namespace, name) that its workloads may be.
     pub accounts: BTreeMap<String, Vec<(String, String)>>,
+    /// Who may see what of it.
+    pub reach: Arc<Reach>,
     /// `Mesh.spec.trustDomain`.
     pub trust_domain: Option<String>,
 }
@@ -110,6 +114,7 @@ impl Config {
                 .iter()
                 .map(|(name, service)| (name.to_string(), accounts(name, service)))
                 .collect(),
+            reach: Arc::new(Reach::new(mesh)),
             trust_domain: mesh.mesh.trust_domain.clone(),
         }
     }

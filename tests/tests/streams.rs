@@ -1,4 +1,4 @@
-//! Streams that stall, that grow old, and that nobody answers.
+//! Streams that stall, that grow old, that nobody answers, and that carry a part of the mesh.
 
 #[path = "../../control-plane/tests/common/mod.rs"]
 mod common;
@@ -6,9 +6,9 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Client, wildcard};
-use outrigger_config::wire::{DOCUMENT_TYPE, ENDPOINTS_TYPE};
-use outrigger_tests::mesh::{Plane, Sidecar, service};
+use common::{Client, names, wildcard};
+use outrigger_config::wire::{DOCUMENT_TYPE, DeltaDiscoveryResponse, ENDPOINTS_TYPE};
+use outrigger_tests::mesh::{Plane, Sidecar, document, service};
 use outrigger_tests::relay::Relay;
 use outrigger_tests::until;
 use outrigger_tests::upstream::{Reply, Upstream};
@@ -143,4 +143,109 @@ async fn an_old_connection_is_replaced_without_a_failed_request_or_a_resend() {
     let mut second = Client::connect(plane.discovery(), "raw", resumed).await;
     let (endpoints, documents) = second.sync().await;
     assert!(endpoints.resources.is_empty() && documents.resources.is_empty());
+}
+
+/// `orders`, which only `web` may call, and `web` itself.
+fn guarded(orders: &Upstream) -> Vec<(&'static str, String)> {
+    let policy = "services: [orders]\naction: Allow\n\
+                  rules: [{from: [{serviceAccounts: [web]}]}]";
+    vec![
+        ("orders.yaml", service("orders", &[orders.addr], "")),
+        ("web.yaml", service("web", &[], "")),
+        (
+            "policy.yaml",
+            document("AuthorizationPolicy", "orders", policy),
+        ),
+        (
+            "nobody.yaml",
+            document(
+                "AuthorizationPolicy",
+                "web",
+                "services: [web]\naction: Allow\nrules: []",
+            ),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn a_stream_carries_what_its_sidecar_may_call_and_no_more() {
+    let orders = Upstream::h1(|_| Reply::ok("")).await;
+    let callable = json!({"scope": "Callable"});
+    let plane = Plane::set(&guarded(&orders), "push", callable).await;
+    let check = |(endpoints, documents): (DeltaDiscoveryResponse, DeltaDiscoveryResponse),
+                 services: &[&str],
+                 expected: &[&str]| {
+        assert_eq!(names(&endpoints), services);
+        assert_eq!(names(&documents), expected);
+    };
+    let connect = |account, service| Client::subscribe_as(plane.discovery(), account, service);
+    let mut web = connect("default/web", "default/web").await;
+    let of_web = [
+        "AuthorizationPolicy/default/orders",
+        "AuthorizationPolicy/default/web",
+        "MeshService/default/orders",
+        "MeshService/default/web",
+    ];
+    check(
+        web.sync().await,
+        &["default/orders", "default/web"],
+        &of_web,
+    );
+    let mut own = connect("default/orders", "default/orders").await;
+    let of_orders = [
+        "AuthorizationPolicy/default/orders",
+        "MeshService/default/orders",
+    ];
+    check(own.sync().await, &["default/orders"], &of_orders);
+    let mut other = connect("other/thief", "default/orders").await;
+    check(other.sync().await, &[], &[]);
+    // A change that `other` does not see is accepted by it, with nothing in it.
+    plane.write(
+        "orders.yaml",
+        &service("orders", &[orders.addr], "limits: {maxInFlight: 7}"),
+    );
+    for (client, seen) in [(&mut web, 1), (&mut own, 1), (&mut other, 0)] {
+        let push = client.next().await;
+        assert_eq!(
+            (&*push.type_url, push.resources.len()),
+            (DOCUMENT_TYPE, seen)
+        );
+        client.answer(&push, None).await;
+    }
+    plane
+        .view_until("/v1/proxies", |view| {
+            let all = view["proxies"].as_array().expect("a list");
+            all.len() == 3 && all.iter().all(|proxy| proxy["synced"] == true)
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_sidecar_with_a_part_of_the_mesh_serves_it_and_follows_its_permissions() {
+    let orders = Upstream::h1(|_| Reply::ok("ordered")).await;
+    let callable = json!({"scope": "Callable"});
+    let plane = Plane::set(&guarded(&orders), "push", callable).await;
+    let as_account = |account: &str| {
+        let client = json!({"address": format!("http://{}", plane.discovery())});
+        let workload =
+            json!({"name": format!("{account}-1"), "serviceAccount": account, "service": "web"});
+        Sidecar::named(account)
+            .set("controlPlane", client)
+            .set("workload", workload)
+    };
+    let web = as_account("web").start().await;
+    assert_eq!(web.get("orders", "/").await.text(), "ordered");
+    let other = as_account("other").start().await;
+    assert_eq!(other.get("orders", "/").await.code(), "no_route");
+    // Once it may, it sees it.
+    let both = "services: [orders]\naction: Allow\n\
+                rules: [{from: [{serviceAccounts: [web, other]}]}]";
+    plane.write(
+        "policy.yaml",
+        &document("AuthorizationPolicy", "orders", both),
+    );
+    until("the other may call, too", || async {
+        (other.get("orders", "/").await.text() == "ordered").then_some(())
+    })
+    .await;
 }

@@ -54,6 +54,7 @@ use crate::ca::service;
 use crate::clock;
 use crate::metrics::Counters;
 use crate::proxies::{Proxies, Step};
+use crate::scope::Who;
 use crate::security::{Guard, Peer};
 use crate::shown::Shown;
 use crate::stop::Stop;
@@ -313,6 +314,7 @@ async fn respond(
         caller,
         requests: Streaming::new_request(decoder, body, None, Some(MAX_MESSAGE_BYTES)),
         session: Session::default(),
+        who: None,
         hello_by: Instant::now() + HELLO_WITHIN,
         retires: place.retires,
         unanswered: place.unanswered,
@@ -353,6 +355,8 @@ struct Pump {
     caller: Caller,
     requests: Streaming<DeltaDiscoveryRequest>,
     session: Session,
+    /// Known after the first request.
+    who: Option<Who>,
     hello_by: Instant,
     /// When the stream ends, so that the sidecar opens another.
     retires: Option<Instant>,
@@ -365,7 +369,9 @@ impl Pump {
         loop {
             let latest = self.hub.resources.borrow_and_update().clone();
             let id = self.session.node().map_or("", |node| &node.id);
-            if let Some(resources) = latest.as_ref().map(|shown| shown.to(id))
+            let shown = latest.as_ref().map(|shown| shown.to(id));
+            let seen = shown.and_then(|all| all.seen_by(self.who.as_ref()?));
+            if let Some(resources) = seen.as_ref().or(shown)
                 && let Some(response) = self.session.next(resources)
             {
                 self.note(
@@ -412,6 +418,11 @@ impl Pump {
                 warn!(node = node.id, why, "discovery stream refused");
                 Status::permission_denied(why)
             })?;
+            self.who = Some(Who {
+                namespace: text("namespace").to_owned(),
+                account: text("serviceAccount").to_owned(),
+                service: node.cluster.clone(),
+            });
         }
         let event = self.session.on_request(request).map_err(|e| {
             warn!(error = %e, "discovery stream refused");

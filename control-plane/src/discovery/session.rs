@@ -365,7 +365,9 @@ impl TypeState {
         let content = set.step(from, type_url);
         let response = &content.response;
         let nothing = response.resources.is_empty() && response.removed_resources.is_empty();
-        let news = !nothing || self.unanswered;
+        // A config whose change it does not see is accepted by it all the same.
+        let renamed = from.is_some_and(|from| from.version != set.version);
+        let news = !nothing || renamed || self.unanswered;
         // It has all of it, also where part of it is tentative: it came with nothing of its own.
         self.known = Known::Table(Arc::clone(set));
         news.then_some(content)

@@ -242,7 +242,7 @@ impl Client {
         let origin: Uri = format!("http://{address}").parse().expect("a URL");
         let mut grpc = tonic::client::Grpc::with_origin(H2(sender), origin);
         let (requests, outgoing) = mpsc::channel(8);
-        first[0].node = Some(Node {
+        first[0].node.get_or_insert_with(|| Node {
             id: id.into(),
             cluster: "web".into(),
             ..Node::default()
@@ -259,6 +259,27 @@ impl Client {
             requests,
             responses: response.map_err(|e| text(&e))?.into_inner(),
         })
+    }
+
+    /// As a sidecar of this service account beside this service (`namespace/name`), subscribed to
+    /// everything of ours, from nothing.
+    pub async fn subscribe_as(address: SocketAddr, account: &str, service: &str) -> Self {
+        let (namespace, account) = account.split_once('/').expect("namespace/name");
+        let text = |value: &str| wire::Value::text(value);
+        let fields = [
+            ("namespace".to_owned(), text(namespace)),
+            ("serviceAccount".to_owned(), text(account)),
+        ];
+        let mut first = vec![wildcard(ENDPOINTS_TYPE), wildcard(DOCUMENT_TYPE)];
+        first[0].node = Some(Node {
+            id: format!("{namespace}/{account}-1"),
+            cluster: service.into(),
+            metadata: Some(wire::Struct {
+                fields: fields.into(),
+            }),
+            ..Node::default()
+        });
+        Self::connect(address, "", first).await
     }
 
     /// Subscribed to everything of ours, from nothing.
