@@ -373,6 +373,41 @@ fn a_key_is_known_after_kill_9() {
     assert_eq!(hits.load(Ordering::SeqCst), 2, "neither was sent again");
 }
 
+#[test]
+fn a_try_that_kill_9_met_counts_and_is_made_again() {
+    let dir = scratch();
+    let (service, hits) = maker();
+    let files = SidecarFiles::write(dir.path(), "web", None, "");
+    files.set_mesh(&mesh(service));
+    let mut sidecar = files.start();
+    let mut client = Client::connect(sidecar.outbound).expect("connected");
+    let accepted = loop {
+        let answer = client.send("POST", "/hang", &["host: mailer"], b"make it.");
+        let answer = answer.expect("an answer");
+        if answer.status == 202 {
+            break answer;
+        }
+        std::thread::sleep(Duration::from_millis(5)); // opened anew
+    };
+    let id = accepted
+        .field("outrigger-message-id")
+        .expect("an id")
+        .to_owned();
+    wait_until("it is sent", PATIENCE, || hits.load(Ordering::SeqCst) == 1);
+    sidecar.process.kill();
+    let sidecar = files.start();
+    wait_until("it is sent again", PATIENCE, || {
+        hits.load(Ordering::SeqCst) == 2
+    });
+    let view = sidecar
+        .admin(&format!("/messages/{id}"))
+        .expect("an answer");
+    let view: serde_json::Value = serde_json::from_slice(&view.body).expect("JSON");
+    assert_eq!(view["status"], "delivering", "{view}");
+    assert_eq!(view["attemptsSpent"], 1, "{view}");
+    assert_eq!(view["attempts"][0]["reason"], "interrupted", "{view}");
+}
+
 /// What the receiver of events was told of one message, in order: number and kind.
 type Life = Vec<(u64, String)>;
 

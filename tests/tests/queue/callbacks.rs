@@ -74,7 +74,7 @@ fn is_signed_by(seen: &Seen, secret: &str) -> bool {
     })
 }
 
-fn file(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
+pub(super) fn file(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
     let path = dir.path().join(name);
     std::fs::write(&path, text).expect("written");
     path
@@ -142,17 +142,14 @@ async fn the_end_of_a_message_is_told_as_a_signed_cloud_event() {
     assert_no_drift(&sidecar.metrics().await);
 }
 
-#[tokio::test]
-async fn https_receivers_are_known_by_their_authority() {
-    let mailer = Upstream::h1(|_| Reply::ok("")).await;
-    let hooks = Upstream::h1(|_| Reply::ok("")).await;
+/// `inner` behind TLS at an address of this machine, and who vouches for it.
+pub(super) async fn behind_tls(inner: SocketAddr) -> (Raw, Authority) {
     let authority = Authority::new("hooks");
     let address = own_address();
     let leaf = authority.signed("spiffe://unused/hooks", |params| {
         params.subject_alt_names = vec![SanType::IpAddress(address)];
     });
     let config = leaf.server(&["http/1.1"]);
-    let inner = hooks.addr;
     let tls = Raw::on((address, 0).into(), move |stream| {
         let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::clone(&config));
         async move {
@@ -163,6 +160,14 @@ async fn https_receivers_are_known_by_their_authority() {
         }
     })
     .await;
+    (tls, authority)
+}
+
+#[tokio::test]
+async fn https_receivers_are_known_by_their_authority() {
+    let mailer = Upstream::h1(|_| Reply::ok("")).await;
+    let hooks = Upstream::h1(|_| Reply::ok("")).await;
+    let (tls, authority) = behind_tls(hooks.addr).await;
     let dir = tempfile::tempdir().expect("a directory");
     let stranger = Authority::new("stranger").pem();
     let ca = file(&dir, "ca.pem", &stranger);

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use outrigger_tests::mesh::{Edited, Sidecar, queue, route, service};
+use outrigger_tests::pki::Authority;
 use outrigger_tests::upstream::{Reply, Seen, Upstream, nobody};
 use outrigger_tests::{until, until_true};
 use serde_json::{Value, json};
 
+use crate::callbacks::{behind_tls, file};
 use crate::{accepted, in_state, post, store_ready};
 
 fn mesh(mailer: SocketAddr, events: &str) -> String {
@@ -172,4 +174,30 @@ async fn nothing_is_kept_or_told_without_a_receiver_and_too_much_is_dropped_and_
         })
         .await;
     assert_eq!(metrics.sum("outrigger_queue_events_backlog", &[]), 2.0);
+}
+
+#[tokio::test]
+async fn an_https_receiver_is_known_by_its_authority() {
+    let mailer = Upstream::h1(|_| Reply::ok("")).await;
+    let receiver = Upstream::h1(|_| Reply::ok("")).await;
+    let (tls, authority) = behind_tls(receiver.addr).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let ca = file(&dir, "ca.pem", &Authority::new("stranger").pem());
+    let events = format!(
+        "events: {{url: \"https://{}/\", caFile: {}, batch: 100}}\n",
+        tls.addr,
+        ca.display()
+    );
+    let sidecar = start(&mailer, &events).await;
+    let id = accepted(&sidecar, post("x")).await;
+    in_state(&sidecar, &id, "succeeded").await;
+    sidecar
+        .metric_until("a stranger is tried", |metrics| {
+            metrics.sum("outrigger_queue_events_total", &[("outcome", "failed")]) >= 1.0
+        })
+        .await;
+    assert_eq!(receiver.hits(), 0, "a stranger is told nothing");
+    file(&dir, "ca.pem", &authority.pem());
+    let life = ["enqueued", "attempted", "succeeded"];
+    until_true("it is told", || kinds(&told(&receiver), &id) == life).await;
 }

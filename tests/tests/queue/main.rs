@@ -13,6 +13,7 @@ mod fan_out;
 mod full_volume;
 mod grpc;
 mod letters;
+mod operator;
 mod ordering;
 mod outage;
 mod outcomes;
