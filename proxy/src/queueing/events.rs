@@ -33,7 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The first pause after a failure; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How often the config is looked at while nothing happens.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);

@@ -194,8 +194,7 @@ async fn a_call_that_is_not_allowed_becomes_no_message_and_a_message_that_no_lon
         policy("callers", "Allow", &[&rule])
     };
     let (mut callee, _files) = callee(&root, app.addr, &allow("web")).await;
-    let rule =
-        "{async: {when: Always, queue: orders, delivery: {backoff: 50ms, maxBackoff: 100ms}}}";
+    let rule = "{async: {when: Always, queue: orders, delivery: {attempts: 10000, backoff: 50ms, maxBackoff: 100ms}}}";
     let queued = route("orders", &[rule]) + &queue("orders", "");
     let told = |account: &str| queued.clone() + &allow(account);
     let inbound = callee.inbound();

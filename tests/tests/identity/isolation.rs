@@ -5,7 +5,7 @@
 use outrigger_tests::client::{Answer, Ask, Client};
 use outrigger_tests::mesh::{Sidecar, queue, route};
 use outrigger_tests::pki::{Authority, Files};
-use outrigger_tests::until_true;
+use outrigger_tests::until;
 use outrigger_tests::upstream::{Reply, Upstream};
 use serde_json::Value;
 
@@ -49,10 +49,10 @@ impl Rig {
 
     /// The sidecar is this workload from now on.
     async fn turn_into(&self, id: &str) {
-        let next = self.caller.identity_generation() + 1;
         self.files[1].replace(&self.root.workload(id), &self.root.pem());
-        until_true("it is somebody else", || {
-            self.caller.identity_generation() == next
+        until("it is somebody else", || async {
+            let view = self.caller.view("/identity").await;
+            (view["id"] == id).then_some(())
         })
         .await;
     }
@@ -71,7 +71,7 @@ impl Rig {
     }
 
     async fn ended(&self, id: &str) -> Value {
-        outrigger_tests::until("it has ended", || async {
+        until("it has ended", || async {
             let view = self.caller.view(&format!("/messages/{id}")).await;
             (view["status"] == "succeeded").then_some(view)
         })

@@ -11,7 +11,7 @@ fn mesh(at: std::net::SocketAddr, quota: &str) -> String {
     service(
         "mailer",
         &[at],
-        "breaker: {failureRate: {percent: 100, minRequests: 1000000}}\n",
+        "breaker: {consecutiveFailures: 0, failureRate: {percent: 100, minRequests: 1000000}}\n",
     ) + &route("mailer", &[rule])
         + &queue("mail", &format!("perCaller: {{{quota}}}\n"))
 }
