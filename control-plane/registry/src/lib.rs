@@ -11,6 +11,7 @@ mod dns;
 mod eureka;
 pub mod guard;
 mod http;
+pub mod kubernetes;
 mod names;
 mod origin;
 mod source;
