@@ -3,6 +3,7 @@
 
 mod damage;
 mod power;
+mod steps;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -20,31 +20,31 @@ const SECTOR: usize = 512;
 
 /// What goes wrong, counted in operations from the opening on.
 #[derive(Debug, Clone, Copy)]
-struct Fate {
+pub(super) struct Fate {
     /// The power fails at this write.
-    cut_at_write: u64,
+    pub(super) cut_at_write: u64,
     /// This flush fails; what it should have written counts as clean and is not on disk.
-    fail_at_sync: Option<u64>,
+    pub(super) fail_at_sync: Option<u64>,
     /// Flushes do nothing.
-    lies: bool,
+    pub(super) lies: bool,
 }
 
 #[derive(Debug)]
-struct Disk {
+pub(super) struct Disk {
     /// What a power cut leaves.
-    durable: Vec<u8>,
+    pub(super) durable: Vec<u8>,
     /// What is read.
     cache: Vec<u8>,
     dirty: BTreeSet<usize>,
     writes: u64,
     syncs: u64,
-    off: bool,
+    pub(super) off: bool,
     fate: Fate,
     rng: fastrand::Rng,
 }
 
 impl Disk {
-    fn new(bytes: Vec<u8>, fate: Fate, seed: u64) -> Self {
+    pub(super) fn new(bytes: Vec<u8>, fate: Fate, seed: u64) -> Self {
         Self {
             durable: bytes.clone(),
             cache: bytes,
@@ -76,7 +76,7 @@ impl Disk {
     }
 
     /// Some of what was not flushed gets there all the same, some of it in part.
-    fn tear(&mut self) {
+    pub(super) fn tear(&mut self) {
         if self.fate.lies {
             return;
         }
@@ -170,7 +170,7 @@ impl StorageBackend for Plug {
     }
 }
 
-fn open_on(dir: &Path, disk: &Arc<Mutex<Disk>>) -> EmbeddedStore {
+pub(super) fn open_on(dir: &Path, disk: &Arc<Mutex<Disk>>) -> EmbeddedStore {
     let disk = Arc::clone(disk);
     let medium: Medium = Arc::new(move |_: File| {
         lock(&disk)
