@@ -1,5 +1,7 @@
 """What the benches share: finding binaries, running servers on a core, reading what they used."""
 
+import contextlib
+import ctypes
 import json
 import os
 import pathlib
@@ -8,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 
@@ -15,6 +18,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
 CORES = sorted(os.sched_getaffinity(0))
 LOAD_CORE, PROXY_CORE = CORES[0], CORES[-1]
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def find_proxy(given):
@@ -55,11 +60,39 @@ def free_port():
                 pass
 
 
+def family(pid):
+    """A process and its descendants."""
+    found = [pid]
+    for parent in found:
+        for task in pathlib.Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, task.read_text().split())
+    return found
+
+
+def leave_nothing_running(stack):
+    """A bench that is stopped stops what it started: by a signal as at its end, by SIGKILL through
+    what `on_core` asks for. `stack` is closed at either end; call this before anything is started."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    # Daemons of what we start become our children, to be found below.
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def end():
+        for pid in family(os.getpid())[1:]:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+    stack.callback(end)
+
+
 def on_core(core):
     """Pins a child to a core and, where that is allowed, puts it ahead of other work. Kernels that
-    group by session weigh sessions against each other, so it gets one of its own."""
+    group by session weigh sessions against each other, so it gets one of its own. It gets SIGTERM
+    when the bench is gone."""
 
     def prepare():
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if core is not None:
             os.sched_setaffinity(0, {core})
         try:
