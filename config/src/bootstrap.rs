@@ -538,6 +538,8 @@ pub struct ControlPlaneBootstrap {
     pub rollout: Option<RolloutSpec>,
     /// The streams to the sidecars.
     pub push: Option<PushSpec>,
+    /// Other control planes of the same mesh. Default: none.
+    pub replicas: Option<ReplicasSpec>,
 }
 
 /// The streams to the sidecars.
@@ -619,9 +621,52 @@ impl ControlPlaneBootstrap {
         for token in self.join.iter_mut().flat_map(|join| &mut join.tokens) {
             paths.push(&mut token.file);
         }
+        if let Some(replicas) = &mut self.replicas {
+            paths.extend(replicas.directory.iter_mut());
+        }
         for path in paths {
             *path = base.join(&*path);
         }
+    }
+}
+
+/// Where control planes of one mesh meet: exactly one of `directory` and `etcd`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ReplicasSpec {
+    /// Unique among them. Default: the host's name and the port of `listen.admin`.
+    pub name: Option<String>,
+    /// A directory that those on one machine share.
+    pub directory: Option<PathBuf>,
+    /// An etcd, for several machines.
+    pub etcd: Option<EtcdSpec>,
+    /// How long after a leader was lost another one leads, 2s to 5m; a directory needs no time.
+    /// Default 10s.
+    pub lease: Option<Dur>,
+}
+
+impl ReplicasSpec {
+    /// `lease`, or 10 s.
+    pub fn lease(&self) -> std::time::Duration {
+        self.lease
+            .map_or(std::time::Duration::from_secs(10), |lease| lease.0)
+    }
+}
+
+/// An etcd, asked through its v3 API.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EtcdSpec {
+    /// `http://host:port`, tried in turn.
+    pub endpoints: Vec<String>,
+    /// Before every key; one mesh each. Default `/outrigger/`.
+    pub prefix: Option<String>,
+}
+
+impl EtcdSpec {
+    /// `prefix`, or `/outrigger/`.
+    pub fn prefix(&self) -> &str {
+        self.prefix.as_deref().unwrap_or("/outrigger/")
     }
 }
 
@@ -1025,6 +1070,35 @@ fn check_control_plane(bootstrap: &ControlPlaneBootstrap, findings: &mut Finding
     let canary = bootstrap.rollout.as_ref().and_then(|r| r.canary.as_ref());
     if let Some(canary) = canary {
         check_canary(canary, findings);
+    }
+    if let Some(replicas) = &bootstrap.replicas {
+        check_replicas(replicas, findings);
+    }
+}
+
+fn check_replicas(replicas: &ReplicasSpec, findings: &mut Findings<'_>) {
+    if replicas.directory.is_some() == replicas.etcd.is_some() {
+        let message = "exactly one of directory, etcd must be set";
+        findings.error("E105", "replicas", message);
+    }
+    let times = std::time::Duration::from_secs(2)..=std::time::Duration::from_secs(300);
+    if !times.contains(&replicas.lease()) {
+        findings.error("E410", "replicas.lease", "the lead is lost after 2s to 5m");
+    }
+    let Some(etcd) = &replicas.etcd else { return };
+    if etcd.endpoints.is_empty() {
+        let message = "name one endpoint at least, http://host:port";
+        findings.error("E410", "replicas.etcd.endpoints", message);
+    }
+    for (n, endpoint) in etcd.endpoints.iter().enumerate() {
+        if !endpoint.starts_with("http://") {
+            let message = format!("expected http://host:port, found {endpoint:?}");
+            findings.error("E410", &format!("replicas.etcd.endpoints[{n}]"), message);
+        }
+    }
+    if etcd.prefix.as_deref() == Some("") {
+        let message = "without a prefix every key of the etcd would be ours";
+        findings.error("E410", "replicas.etcd.prefix", message);
     }
 }
 

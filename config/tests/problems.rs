@@ -925,6 +925,24 @@ fn bootstrap_problems() {
         "E409",
         "3 @0 rollout.canary.percent: nobody would try it; leave canary out to push to all at once",
     );
+    let both = "exactly one of directory, etcd must be set";
+    let both = format!("3 @replicas replicas: {both}");
+    plane("replicas: {}", "E105", &[&both]);
+    let etcd = "{endpoints: ['http://a:1']}";
+    plane(
+        &format!("replicas: {{directory: a, etcd: {etcd}}}"),
+        "E105",
+        &[&both],
+    );
+    plane(
+        "replicas: {lease: 1s, etcd: {endpoints: ['a:1'], prefix: ''}}",
+        "E410",
+        &[
+            "3 @1s replicas.lease: the lead is lost after 2s to 5m",
+            "3 @'a replicas.etcd.endpoints[0]: expected http://host:port, found \"a:1\"",
+            "3 @'' replicas.etcd.prefix: without a prefix every key of the etcd would be ours",
+        ],
+    );
 }
 
 #[test]

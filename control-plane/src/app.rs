@@ -6,6 +6,8 @@
 
 mod decide;
 
+pub(crate) use decide::Announcement;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -30,8 +32,9 @@ use crate::discovery::server::{self, Hub};
 use crate::history::History;
 use crate::metrics::{self, Counters, Gauges, Process};
 use crate::proxies::Proxies;
-use crate::registry::{Registry, SWEEP_EVERY};
+use crate::registry::{Registry, Role, SWEEP_EVERY};
 use crate::render::render;
+use crate::replicas::Replicas;
 use crate::rollout::{Policy, Trial};
 use crate::security::Guard;
 use crate::shown::Shown;
@@ -150,6 +153,8 @@ pub struct App {
     config_path: PathBuf,
     config: Mutex<ConfigState>,
     history: Mutex<History>,
+    /// What the leader of several said last.
+    announced: Mutex<Option<Announcement>>,
     /// Held from the look at what is pushed to the change of it.
     deciding: Mutex<()>,
     /// The texts that were decided about last.
@@ -160,6 +165,8 @@ pub struct App {
     /// What was found there when the last picture was made.
     discovered: Mutex<Discovered>,
     resources: watch::Sender<Option<Shown>>,
+    /// The other control planes of this mesh.
+    pub replicas: Option<Arc<Replicas>>,
     /// Whether and by whom a new config is tried before everybody gets it.
     pub canary: Option<Policy>,
     state: Arc<StateDir>,
@@ -235,8 +242,39 @@ impl App {
         if changed {
             self.dirty.notify_one();
             self.unsaved.notify_one();
+            self.tell_replicas();
         }
         result
+    }
+
+    /// Whether this control plane decides for all: the leader of several, or the only one.
+    pub fn leads(&self) -> bool {
+        self.role() == Role::Leads
+    }
+
+    fn role(&self) -> Role {
+        let standing = self.replicas.as_ref().map(|replicas| replicas.standing());
+        match standing {
+            None => Role::Leads,
+            Some(standing) if standing.leads => Role::Leads,
+            Some(standing) if standing.connected => Role::Follows,
+            Some(_) => Role::Apart,
+        }
+    }
+
+    fn tell_replicas(&self) {
+        if let Some(replicas) = &self.replicas {
+            replicas.wake();
+        }
+    }
+
+    /// Somebody else leads than before; `we`: it is us now.
+    pub(crate) fn leader_changed(&self, we: bool) {
+        let now = clock::monotonic();
+        self.change_registry(|registry| (registry.renew_all(now), false));
+        if we {
+            self.try_anew();
+        }
     }
 
     /// The text of `/metrics`.
@@ -250,6 +288,7 @@ impl App {
             config_applied: current.as_ref().map_or(0, |c| c.applied),
             config_version: current.map(|c| c.config.version.clone()),
             on_trial: self.candidate().is_some(),
+            replicas: self.replicas.as_ref().map(|replicas| replicas.standing()),
             instances: counts
                 .into_iter()
                 .map(|((s, state), n)| (s, state, n))
@@ -357,9 +396,9 @@ impl App {
     }
 
     fn sweep(&self) {
-        let now = clock::monotonic();
+        let (now, role) = (clock::monotonic(), self.role());
         let swept = self.change_registry(|registry| {
-            let swept = registry.sweep(now);
+            let swept = registry.sweep(now, role);
             let changed = swept.changed();
             (swept, changed)
         });
@@ -407,7 +446,7 @@ impl App {
 }
 
 /// Every critical section of ours leaves its value whole, so a poisoned lock is still good.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -492,6 +531,11 @@ pub async fn start_with(
         sources: Sources::new(bootstrap.protect_shrink().0, Arc::clone(&dirty)),
         discovered: Mutex::default(),
         resources: watch::Sender::new(None),
+        replicas: bootstrap.replicas.as_ref().map(|spec| {
+            let name = format!("{}:{}", host(), admin_addr.port());
+            Arc::new(Replicas::new(spec, name))
+        }),
+        announced: Mutex::default(),
         canary: bootstrap
             .rollout
             .as_ref()
@@ -507,6 +551,9 @@ pub async fn start_with(
         counters: Arc::default(),
     });
     app.restore_registry();
+    if app.replicas.is_some() {
+        app.change_registry(|registry| (registry.share(), false));
+    }
     app.restore_history();
     app.resume();
     let mut files = Watch::new(&app.config_path);
@@ -533,6 +580,11 @@ pub async fn start_with(
     for (listener, _) in admin {
         tasks.spawn(admin::serve(listener, app.clone(), stopper.listener()));
     }
+    if let Some(replicas) = app.replicas.clone() {
+        let (app, stop) = (app.clone(), stopper.listener());
+        let admin = format!("http://{admin_addr}");
+        tasks.spawn(async move { replicas.run(app, admin, stop).await });
+    }
     let mut until_stop = |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
         let mut stop = stopper.listener();
         tasks.spawn(async move {
@@ -555,6 +607,12 @@ pub async fn start_with(
         stopper,
         tasks,
     })
+}
+
+/// The name of this machine; empty where the kernel does not say.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    name.unwrap_or_default().trim().to_owned()
 }
 
 async fn listen(

@@ -160,6 +160,12 @@ impl History {
         is_theirs
     }
 
+    /// Another control plane decided what is withdrawn.
+    pub fn agree(&mut self, withdrawn: Option<String>, stopped: Option<Stopped>) {
+        self.withdrawn = withdrawn;
+        self.stopped = stopped;
+    }
+
     /// What the files say was tried and is taken back until they say another.
     pub fn stop(&mut self, stopped: Stopped) {
         self.withdrawn = Some(stopped.version.clone());

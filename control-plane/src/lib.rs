@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod proxies;
 pub mod registry;
 pub mod render;
+pub mod replicas;
 pub mod rollout;
 pub mod scope;
 pub mod security;

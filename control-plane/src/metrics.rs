@@ -12,6 +12,7 @@ use outrigger_config::wire::{BUNDLE_TYPE, DOCUMENT_TYPE, ENDPOINTS_TYPE, Endpoin
 
 use crate::ca;
 use crate::proxies::Step;
+use crate::replicas::Standing;
 
 /// What is counted since the start of the process.
 #[derive(Debug, Default)]
@@ -68,6 +69,8 @@ pub struct Gauges {
     pub config_applied: u64,
     /// Whether some sidecars try another one.
     pub on_trial: bool,
+    /// Where this one stands among several control planes.
+    pub replicas: Option<Standing>,
     /// Registered instances by service and state.
     pub instances: Vec<(String, EndpointState, u64)>,
     /// Whether silent instances stay listed because there are so many of them.
@@ -211,6 +214,19 @@ fn config(counters: &Counters, gauges: &Gauges) {
         counter!("outrigger_control_plane_rollouts_total", "outcome" => outcome)
             .absolute(count.load(Ordering::Relaxed));
     }
+    if let Some(standing) = &gauges.replicas {
+        describe(
+            "outrigger_control_plane_leader",
+            "1 at the control plane that leads several.",
+        );
+        gauge!("outrigger_control_plane_leader").set(f64::from(u8::from(standing.leads)));
+        describe(
+            "outrigger_control_plane_replicas_connected",
+            "1 while what the control planes share is reachable.",
+        );
+        gauge!("outrigger_control_plane_replicas_connected")
+            .set(f64::from(u8::from(standing.connected)));
+    }
     describe(
         "outrigger_control_plane_config_on_trial",
         "1 while some sidecars try a new config before the others.",
@@ -338,6 +354,7 @@ mod tests {
             config_version: Some("abc".into()),
             instances: vec![("shop/a\"b".into(), EndpointState::Unhealthy, 3)],
             registries: vec![("shop/b".into(), true, 2)],
+            replicas: Some(Standing::default()),
             expiries: vec![("issuer", 7)],
             process: Process::read(1),
             ..Gauges::default()

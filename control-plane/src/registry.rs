@@ -119,6 +119,19 @@ pub struct Instance {
     pub seen: Duration,
     /// Its lease's `ttl` has passed.
     pub missed: bool,
+    /// It was another replica that heard it.
+    pub elsewhere: bool,
+}
+
+/// What a control plane may conclude from silence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It is the only one, or leads several: whoever is silent for long is removed.
+    Leads,
+    /// It follows: whoever is silent takes no traffic; another one removes.
+    Follows,
+    /// It does not hear the others: of those that they heard it knows nothing.
+    Apart,
 }
 
 impl Instance {
@@ -144,6 +157,23 @@ pub struct Saved {
     pub ttl: u64,
     /// Milliseconds.
     pub remove_after: u64,
+}
+
+impl Saved {
+    /// Service and id.
+    fn key(&self) -> (String, String) {
+        let id = self.registration.id.clone().unwrap_or_default();
+        (self.service.clone(), id)
+    }
+
+    /// Service, registration and lease.
+    fn parts(self) -> (String, Registration, Lease) {
+        let lease = Lease {
+            ttl: Duration::from_millis(self.ttl),
+            remove_after: Duration::from_millis(self.remove_after.max(self.ttl)),
+        };
+        (self.service, self.registration, lease)
+    }
 }
 
 /// What a registration led to.
@@ -210,6 +240,15 @@ pub struct Registry {
     /// When it began without any memory.
     forgetful_since: Option<Duration>,
     preserving: bool,
+    /// What other replicas do not know yet; none when there are no others.
+    untold: Option<Untold>,
+}
+
+/// What other replicas do not know yet, as service and id.
+#[derive(Debug, Default)]
+struct Untold {
+    changed: BTreeSet<(String, String)>,
+    heard: BTreeSet<(String, String)>,
 }
 
 impl Registry {
@@ -224,13 +263,26 @@ impl Registry {
         lease: Lease,
         now: Duration,
     ) -> Result<Registered, RegistryError> {
-        let Registered { id, created } = self.would_register(service, &registration)?;
+        let registered = self.put(service, &mut registration, lease, now)?;
+        self.mark([(service.to_owned(), registered.id.clone())]);
+        Ok(registered)
+    }
+
+    fn put(
+        &mut self,
+        service: &str,
+        registration: &mut Registration,
+        lease: Lease,
+        now: Duration,
+    ) -> Result<Registered, RegistryError> {
+        let Registered { id, created } = self.would_register(service, registration)?;
         registration.id = Some(id.clone());
         let instance = Instance {
-            registration,
+            registration: registration.clone(),
             lease,
             seen: now,
             missed: false,
+            elsewhere: false,
         };
         self.services
             .entry(service.to_owned())
@@ -275,7 +327,12 @@ impl Registry {
     ) -> Result<bool, RegistryError> {
         let instance = self.instance_mut(service, id)?;
         instance.seen = now;
-        Ok(std::mem::take(&mut instance.missed))
+        instance.elsewhere = false;
+        let back = std::mem::take(&mut instance.missed);
+        if let Some(untold) = &mut self.untold {
+            untold.heard.insert((service.to_owned(), id.to_owned()));
+        }
+        Ok(back)
     }
 
     /// Sets an instance's state; true when it was another one. Does not renew the lease.
@@ -289,7 +346,11 @@ impl Registry {
         state: State,
     ) -> Result<bool, RegistryError> {
         let instance = self.instance_mut(service, id)?;
-        Ok(std::mem::replace(&mut instance.registration.state, state) != state)
+        let news = std::mem::replace(&mut instance.registration.state, state) != state;
+        if news {
+            self.mark([(service.to_owned(), id.to_owned())]);
+        }
+        Ok(news)
     }
 
     /// Removes an instance at its own wish.
@@ -298,27 +359,24 @@ impl Registry {
     /// [`RegistryError::Unknown`].
     pub fn remove(&mut self, service: &str, id: &str) -> Result<(), RegistryError> {
         self.instance_mut(service, id)?;
-        let instances = self
-            .services
-            .get_mut(service)
-            .expect("the instance was just found in it");
-        instances.remove(id);
-        self.total -= 1;
-        if instances.is_empty() {
-            self.services.remove(service);
-        }
+        self.forget(service, id);
+        self.mark([(service.to_owned(), id.to_owned())]);
         Ok(())
     }
 
-    /// Applies the passing of time. Serving → Unhealthy after `ttl`, gone after `removeAfter`.
-    pub fn sweep(&mut self, now: Duration) -> Swept {
+    /// Applies the passing of time. Serving → Unhealthy after `ttl`, gone after `removeAfter`,
+    /// as far as `role` may say so.
+    pub fn sweep(&mut self, now: Duration, role: Role) -> Swept {
         let mut swept = Swept::default();
         let gap = now.saturating_sub(self.swept.replace(now).unwrap_or(now));
         if gap > STALLED_AFTER {
             swept.credited = gap;
         }
         for instance in self.services.values_mut().flat_map(BTreeMap::values_mut) {
-            instance.seen = (instance.seen + swept.credited).min(now);
+            instance.seen = match role == Role::Apart && instance.elsewhere {
+                true => now,
+                false => (instance.seen + swept.credited).min(now),
+            };
         }
         let many = self.many_are_silent(now);
         swept.preserving = many && !self.preserving;
@@ -326,7 +384,7 @@ impl Registry {
         for (service, instances) in &mut self.services {
             instances.retain(|id, instance| {
                 let silent = now.saturating_sub(instance.seen);
-                let kept = self.preserving && silent < PRESERVE_AT_MOST;
+                let kept = role != Role::Leads || self.preserving && silent < PRESERVE_AT_MOST;
                 if silent >= instance.lease.remove_after && !kept {
                     swept.removed.push((service.clone(), id.clone()));
                     return false;
@@ -340,6 +398,7 @@ impl Registry {
         }
         self.total -= swept.removed.len();
         self.services.retain(|_, instances| !instances.is_empty());
+        self.mark(swept.removed.iter().cloned());
         swept
     }
 
@@ -353,6 +412,126 @@ impl Registry {
         let is_silent = |i: &&Instance| now.saturating_sub(i.seen) >= i.lease.ttl;
         let silent = all.filter(is_silent).count();
         silent >= PRESERVE_FROM && silent * 100 > self.total * PRESERVE_ABOVE_PERCENT
+    }
+
+    /// There are other replicas from now on, which are to be told.
+    pub fn share(&mut self) {
+        self.untold = Some(Untold::default());
+    }
+
+    /// Other replicas are to be told of these instances (service, id), or that they are gone.
+    pub fn mark(&mut self, instances: impl IntoIterator<Item = (String, String)>) {
+        if let Some(untold) = &mut self.untold {
+            untold.changed.extend(instances);
+        }
+    }
+
+    /// Whether other replicas are to be told of this instance (service, id) still.
+    pub fn is_marked(&self, instance: &(String, String)) -> bool {
+        let untold = self.untold.as_ref();
+        untold.is_some_and(|untold| untold.changed.contains(instance))
+    }
+
+    /// [`Registry::is_marked`], of what another replica says.
+    pub fn is_untold(&self, saved: &Saved) -> bool {
+        self.is_marked(&saved.key())
+    }
+
+    /// Whether we say the same of an instance.
+    pub fn says(&self, said: &Saved) -> bool {
+        let (service, id) = said.key();
+        let ours = self.instance(&service, &id);
+        ours.is_some_and(|ours| ours.registration == said.registration)
+    }
+
+    /// What other replicas do not know yet, each instance as it is now; none: it is gone.
+    pub fn take_changes(&mut self) -> Vec<((String, String), Option<Saved>)> {
+        let untold = self.untold.as_mut();
+        let changed = untold.map(|untold| std::mem::take(&mut untold.changed));
+        let changed = changed.unwrap_or_default().into_iter();
+        let now = |(service, id): (String, String)| {
+            let saved = self.instance(&service, &id).map(|i| saved(&service, i));
+            ((service, id), saved)
+        };
+        changed.map(now).collect()
+    }
+
+    /// Whose lease was renewed here since the last time.
+    pub fn take_heard(&mut self) -> Vec<(String, String)> {
+        let untold = self.untold.as_mut();
+        let heard = untold.map(|untold| std::mem::take(&mut untold.heard));
+        heard.unwrap_or_default().into_iter().collect()
+    }
+
+    /// Another replica was told of an instance. True when that is news for sidecars.
+    pub fn replicate(&mut self, saved: Saved, now: Duration) -> bool {
+        let (service, mut registration, lease) = saved.parts();
+        let id = registration.id.clone().unwrap_or_default();
+        let before = self.instance(&service, &id);
+        let news = before.is_none_or(|i| i.missed || i.registration != registration);
+        let done = self.put(&service, &mut registration, lease, now).is_ok();
+        self.heard_elsewhere(&[(service, id)], now);
+        done && news
+    }
+
+    /// Other replicas renewed the leases of these. True when that is news for sidecars.
+    pub fn heard_elsewhere(&mut self, heard: &[(String, String)], now: Duration) -> bool {
+        let mut news = false;
+        for (service, id) in heard {
+            if let Ok(instance) = self.instance_mut(service, id) {
+                instance.seen = now;
+                instance.elsewhere = true;
+                news |= std::mem::take(&mut instance.missed);
+            }
+        }
+        news
+    }
+
+    /// Another replica was told that an instance is gone. True when that is news for sidecars.
+    pub fn forget(&mut self, service: &str, id: &str) -> bool {
+        let Some(instances) = self.services.get_mut(service) else {
+            return false;
+        };
+        let gone = instances.remove(id).is_some();
+        self.total -= usize::from(gone);
+        if instances.is_empty() {
+            self.services.remove(service);
+        }
+        gone
+    }
+
+    /// What all replicas know, after a time in which we heard nothing from them. What we were told
+    /// meanwhile counts; of the rest, theirs. Replicas that know nothing at all have lost it: they
+    /// are told. True when there is news for sidecars.
+    pub fn reconcile(&mut self, theirs: Vec<Saved>, now: Duration) -> bool {
+        let all = self.services.iter();
+        let ours: Vec<(String, String)> = all
+            .flat_map(|(s, instances)| instances.keys().map(|id| (s.clone(), id.clone())))
+            .collect();
+        if theirs.is_empty() {
+            self.mark(ours);
+            return false;
+        }
+        let known: BTreeSet<(String, String)> = theirs.iter().map(Saved::key).collect();
+        let mut news = false;
+        for instance in ours {
+            if !known.contains(&instance) && !self.is_marked(&instance) {
+                news |= self.forget(&instance.0, &instance.1);
+            }
+        }
+        for saved in theirs {
+            if !self.is_untold(&saved) {
+                news |= self.replicate(saved, now);
+            }
+        }
+        news
+    }
+
+    /// Gives every instance its whole lease: whoever led before may have heard what we have not.
+    pub fn renew_all(&mut self, now: Duration) {
+        for instance in self.services.values_mut().flat_map(BTreeMap::values_mut) {
+            instance.seen = now;
+        }
     }
 
     /// It begins at `now` with nothing from an earlier process. Instances that live announce
@@ -423,12 +602,9 @@ impl Registry {
     pub fn save(&self) -> Vec<Saved> {
         let all = self.services.iter();
         all.flat_map(|(service, instances)| {
-            instances.values().map(move |instance| Saved {
-                service: service.clone(),
-                registration: instance.registration.clone(),
-                ttl: millis(instance.lease.ttl),
-                remove_after: millis(instance.lease.remove_after),
-            })
+            instances
+                .values()
+                .map(move |instance| saved(service, instance))
         })
         .collect()
     }
@@ -437,17 +613,8 @@ impl Registry {
     /// while nobody listened is unknown, so it is not held against it. Returns how many.
     pub fn restore(&mut self, saved: Vec<Saved>, now: Duration) -> usize {
         let mut restored = BTreeSet::new();
-        for Saved {
-            service,
-            registration,
-            ttl,
-            remove_after,
-        } in saved
-        {
-            let lease = Lease {
-                ttl: Duration::from_millis(ttl),
-                remove_after: Duration::from_millis(remove_after.max(ttl)),
-            };
+        for saved in saved {
+            let (service, registration, lease) = saved.parts();
             if let Ok(registered) = self.register(&service, registration, lease, now) {
                 restored.insert((service, registered.id));
             }
@@ -464,6 +631,15 @@ impl Registry {
             service: service.into(),
             id: id.into(),
         })
+    }
+}
+
+fn saved(service: &str, instance: &Instance) -> Saved {
+    Saved {
+        service: service.to_owned(),
+        registration: instance.registration.clone(),
+        ttl: millis(instance.lease.ttl),
+        remove_after: millis(instance.lease.remove_after),
     }
 }
 
@@ -572,7 +748,7 @@ mod tests {
 
     fn with_one() -> (Registry, String) {
         let mut registry = Registry::default();
-        registry.sweep(secs(0));
+        registry.sweep(secs(0), Role::Leads);
         let registered = registry
             .register(S, registration(9001), LEASE, secs(0))
             .expect("room");
@@ -584,7 +760,7 @@ mod tests {
     fn sweep_until(registry: &mut Registry, from: u64, to: u64) -> Swept {
         let mut all = Swept::default();
         for second in from..=to {
-            let swept = registry.sweep(secs(second));
+            let swept = registry.sweep(secs(second), Role::Leads);
             all.missed.extend(swept.missed);
             all.removed.extend(swept.removed);
             all.credited += swept.credited;
@@ -598,12 +774,15 @@ mod tests {
         assert!(!sweep_until(&mut registry, 1, 14).changed());
         assert_eq!(registry.endpoints(S)[0].state(), EndpointState::Serving);
         assert_eq!(
-            registry.sweep(secs(15)).missed,
+            registry.sweep(secs(15), Role::Leads).missed,
             [(S.to_owned(), id.clone())]
         );
         assert_eq!(registry.endpoints(S)[0].state(), EndpointState::Unhealthy);
         assert!(!sweep_until(&mut registry, 16, 59).changed());
-        assert_eq!(registry.sweep(secs(60)).removed, [(S.to_owned(), id)]);
+        assert_eq!(
+            registry.sweep(secs(60), Role::Leads).removed,
+            [(S.to_owned(), id)]
+        );
         assert!(registry.endpoints(S).is_empty());
         assert_eq!(registry.services().count(), 0);
     }
@@ -614,7 +793,7 @@ mod tests {
         sweep_until(&mut registry, 1, 10);
         assert_eq!(registry.heartbeat(S, &id, secs(10)), Ok(false));
         assert!(!sweep_until(&mut registry, 11, 24).changed());
-        assert!(registry.sweep(secs(25)).changed());
+        assert!(registry.sweep(secs(25), Role::Leads).changed());
         assert_eq!(registry.heartbeat(S, &id, secs(26)), Ok(true));
         assert_eq!(registry.endpoints(S)[0].state(), EndpointState::Serving);
     }
@@ -663,7 +842,7 @@ mod tests {
     fn time_in_which_this_process_was_stopped_is_not_counted() {
         let (mut registry, _) = with_one();
         sweep_until(&mut registry, 1, 5);
-        let swept = registry.sweep(secs(600));
+        let swept = registry.sweep(secs(600), Role::Leads);
         assert!(!swept.changed());
         assert_eq!(swept.credited, secs(595));
         assert!(sweep_until(&mut registry, 601, 611).changed());
@@ -678,7 +857,7 @@ mod tests {
         let saved = registry.save();
         let mut later = Registry::default();
         assert_eq!(later.restore(saved, secs(1000)), 1);
-        assert!(!later.sweep(secs(1001)).changed());
+        assert!(!later.sweep(secs(1001), Role::Leads).changed());
         assert_eq!(later.endpoints(S)[0].state(), EndpointState::Draining);
     }
 
@@ -767,7 +946,7 @@ mod tests {
                 for id in &ids[..alive] {
                     registry.heartbeat("shop/a", id, now).expect("it is known");
                 }
-                let swept = registry.sweep(now);
+                let swept = registry.sweep(now, Role::Leads);
                 all.missed.extend(swept.missed);
                 all.removed.extend(swept.removed);
                 all.preserving |= swept.preserving;
@@ -787,5 +966,126 @@ mod tests {
         let swept = pass(&mut registry, 101, 3800, 0);
         assert_eq!(swept.removed.len(), 17);
         assert_eq!(registry.endpoints("shop/a").len(), 0);
+    }
+
+    /// Two replicas that tell each other everything at once.
+    fn tell(from: &mut Registry, to: &mut Registry, now: Duration) {
+        for ((service, id), saved) in from.take_changes() {
+            match saved {
+                Some(saved) => to.replicate(saved, now),
+                None => to.forget(&service, &id),
+            };
+        }
+        to.heard_elsewhere(&from.take_heard(), now);
+    }
+
+    fn sharing() -> Registry {
+        let mut registry = Registry::default();
+        registry.share();
+        registry.sweep(secs(0), Role::Leads);
+        registry
+    }
+
+    #[test]
+    fn what_one_replica_is_told_the_others_know() {
+        let (mut one, mut two) = (sharing(), sharing());
+        let id = one
+            .register(S, registration(9001), LEASE, secs(0))
+            .expect("room")
+            .id;
+        tell(&mut one, &mut two, secs(0));
+        assert_eq!(two.endpoints(S), one.endpoints(S));
+        // It renews its lease at the other one; neither finds it silent.
+        for second in 1..100 {
+            two.heartbeat(S, &id, secs(second)).expect("it is known");
+            tell(&mut two, &mut one, secs(second));
+            assert!(!one.sweep(secs(second), Role::Leads).changed());
+            assert!(!two.sweep(secs(second), Role::Follows).changed());
+        }
+        two.set_state(S, &id, State::Draining).expect("it is known");
+        tell(&mut two, &mut one, secs(100));
+        assert_eq!(one.endpoints(S)[0].state(), EndpointState::Draining);
+        // What is told comes back to nobody as news.
+        assert!(one.take_changes().is_empty());
+        one.remove(S, &id).expect("it is known");
+        tell(&mut one, &mut two, secs(101));
+        assert!(two.endpoints(S).is_empty());
+    }
+
+    #[test]
+    fn only_the_leader_removes_and_a_new_one_gives_everybody_the_whole_time() {
+        let (mut one, mut two) = (sharing(), sharing());
+        one.register(S, registration(9001), LEASE, secs(0))
+            .expect("room");
+        tell(&mut one, &mut two, secs(0));
+        let follow = |two: &mut Registry, from: u64, to: u64| {
+            let mut swept = Swept::default();
+            for second in from..to {
+                let now = two.sweep(secs(second), Role::Follows);
+                swept.missed.extend(now.missed);
+                swept.removed.extend(now.removed);
+            }
+            swept
+        };
+        let swept = follow(&mut two, 1, 200);
+        assert_eq!((swept.missed.len(), swept.removed.len()), (1, 0));
+        two.renew_all(secs(200));
+        let removed = |two: &mut Registry, from: u64, to: u64| {
+            (from..to).any(|second| !two.sweep(secs(second), Role::Leads).removed.is_empty())
+        };
+        assert!(!removed(&mut two, 200, 260));
+        assert!(removed(&mut two, 260, 261));
+        assert_eq!(two.take_changes().len(), 1);
+    }
+
+    #[test]
+    fn what_others_heard_is_not_silent_while_they_are_away() {
+        let (mut one, mut two) = (sharing(), sharing());
+        for (registry, port) in [(&mut one, 1), (&mut two, 2)] {
+            let registered = registry.register(S, registration(port), LEASE, secs(0));
+            registered.expect("room");
+        }
+        tell(&mut two, &mut one, secs(0));
+        let mut missed = Vec::new();
+        for second in 1..100 {
+            let swept = one.sweep(secs(second), Role::Apart);
+            assert!(swept.removed.is_empty());
+            missed.extend(swept.missed);
+        }
+        assert_eq!(missed, [(S.to_owned(), "127.0.0.1-1".to_owned())]);
+        // Together again, it has its time, and no more.
+        assert!(!one.sweep(secs(100), Role::Follows).changed());
+        let later = (101..130).any(|second| one.sweep(secs(second), Role::Follows).changed());
+        assert!(later);
+    }
+
+    #[test]
+    fn after_a_time_apart_what_all_know_counts_and_what_only_we_were_told() {
+        let mut ours = sharing();
+        let register = |registry: &mut Registry, port: u16| {
+            registry
+                .register(S, registration(port), LEASE, secs(0))
+                .expect("room")
+        };
+        register(&mut ours, 1);
+        register(&mut ours, 2);
+        ours.take_changes();
+        register(&mut ours, 3);
+        let mut theirs = sharing();
+        register(&mut theirs, 2);
+        register(&mut theirs, 4);
+        // 1 was removed meanwhile, 4 came, and of 3 only we know.
+        assert!(ours.reconcile(theirs.save(), secs(1)));
+        let ports = |registry: &Registry| {
+            let endpoints = registry.endpoints(S).into_iter();
+            endpoints.map(|e| e.port).collect::<Vec<_>>()
+        };
+        assert_eq!(ports(&ours), [2, 3, 4]);
+        let untold = ours.take_changes();
+        assert_eq!(untold.len(), 1);
+        // A store that knows nothing has lost it.
+        assert!(!ours.reconcile(Vec::new(), secs(2)));
+        assert_eq!(ports(&ours), [2, 3, 4]);
+        assert_eq!(ours.take_changes().len(), 3);
     }
 }

@@ -233,6 +233,11 @@ fn schemas() -> Value {
             "warnings": {"type": "array", "items": {"type": "object"}},
             "rejected": or_null("object"), "onTrial": or_null("string"),
         })),
+        "Replicas": object(json!({
+            "name": text(), "leads": {"type": "boolean"},
+            "leader": {"anyOf": [object(json!({"name": text(), "admin": text()})), {"type": "null"}]},
+            "connected": {"type": "boolean"}, "problem": or_null("string"),
+        })),
         "Trial": object(json!({
             "version": text(), "at": millis(), "canaries": texts(), "synced": whole(),
             "secondsLeft": whole(),

@@ -153,6 +153,16 @@ pub static ROUTES: &[Route] = &[
             views::authority,
         )
     },
+    Route {
+        problems: &[(404, "not_found")],
+        ..get(
+            "/v1/replicas",
+            "getReplicas",
+            "Which of several control planes leads, and what they share.",
+            &[(200, "Replicas")],
+            views::replicas,
+        )
+    },
     get(
         "/v1/rollouts",
         "getRollouts",
@@ -167,7 +177,11 @@ pub static ROUTES: &[Route] = &[
             schema: "Rollback",
             optional: true,
         }),
-        problems: &[(409, "no_such_version"), (412, "precondition_failed")],
+        problems: &[
+            (409, "no_such_version"),
+            (409, "not_leader"),
+            (412, "precondition_failed"),
+        ],
         handler: Handler::Blocking(views::roll_back),
         ..get(
             "/v1/rollouts/rollback",
@@ -180,7 +194,11 @@ pub static ROUTES: &[Route] = &[
     Route {
         method: "POST",
         query: &["dryRun"],
-        problems: &[(409, "nothing_on_trial"), (412, "precondition_failed")],
+        problems: &[
+            (409, "nothing_on_trial"),
+            (409, "not_leader"),
+            (412, "precondition_failed"),
+        ],
         handler: Handler::Blocking(views::promote),
         ..get(
             "/v1/rollouts/promote",

@@ -53,6 +53,35 @@ pub(super) fn authority(call: &Call) -> Answer {
     }
 }
 
+pub(super) fn replicas(call: &Call) -> Answer {
+    let Some(replicas) = &call.app.replicas else {
+        let detail = "this control plane is the only one: set replicas";
+        return Err(Problem::unknown("not_found", detail));
+    };
+    let standing = replicas.standing();
+    let body = json!({
+        "name": replicas.name,
+        "leads": standing.leads,
+        "leader": standing.leader,
+        "connected": standing.connected,
+        "problem": standing.problem,
+    });
+    Ok(json_answer(StatusCode::OK, &body))
+}
+
+/// Decisions about configs are the leader's.
+fn check_lead(app: &App) -> Result<(), Problem> {
+    if app.leads() {
+        return Ok(());
+    }
+    let leader = app.replicas.as_ref().and_then(|r| r.standing().leader);
+    let detail = match leader {
+        Some(leader) => format!("{} leads: ask {}", leader.name, leader.admin),
+        None => "nobody leads at the moment: ask again".to_owned(),
+    };
+    Err(Problem::conflict("not_leader", detail))
+}
+
 pub(super) fn config(call: &Call) -> Answer {
     let current = call.app.current();
     let current = current.as_ref();
@@ -156,6 +185,7 @@ pub(super) fn roll_back(call: &Call) -> Answer {
     let expected = r#"{"to": "VERSION", "reason": "TEXT"}, both of which may be left out"#;
     let Body { to, reason } = call.json_or_default(expected)?;
     let app = &call.app;
+    check_lead(app)?;
     call.check_conditions(Some(&rollouts_tag(app)))?;
     let refused = |detail| Problem::conflict("no_such_version", detail);
     if call.is_dry_run()? {
@@ -173,6 +203,7 @@ pub(super) fn roll_back(call: &Call) -> Answer {
 
 pub(super) fn promote(call: &Call) -> Answer {
     let app = &call.app;
+    check_lead(app)?;
     call.check_conditions(Some(&rollouts_tag(app)))?;
     if call.is_dry_run()? {
         let candidate = app

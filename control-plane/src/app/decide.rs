@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use outrigger_config::{Loaded, Problem, Severity, load, read_sources};
+use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
 use super::{App, Candidate, ConfigSource, Current, Rejected, lock};
@@ -18,6 +19,20 @@ use crate::clock;
 use crate::history::{By, Change, History, Stopped};
 use crate::rollout::{Trial, Verdict};
 use crate::world::{Config, Origin};
+
+/// What the leader of several control planes has decided, as the others are told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Announcement {
+    /// The leader's name.
+    pub(crate) by: String,
+    /// What it pushes to everybody.
+    version: String,
+    /// What the files say and was taken back.
+    withdrawn: Option<String>,
+    /// Why.
+    stopped: Option<Stopped>,
+}
 
 impl App {
     /// Reads the files, and takes the config up or refuses it.
@@ -80,7 +95,9 @@ impl App {
         let pushed = state.current.as_ref().map(|c| &c.config.version);
         let is_news = pushed.is_some_and(|pushed| *pushed != config.version);
         drop(state);
-        if self.canary.is_some() && is_news {
+        let announced = lock(&self.announced).clone();
+        let is_decided = announced.is_some_and(|a| a.version == config.version) && !self.leads();
+        if self.canary.is_some() && is_news && !is_decided {
             return self.try_out(config, warnings);
         }
         self.config_state().candidate = None;
@@ -100,11 +117,12 @@ impl App {
         });
         self.follow_sources();
         self.dirty.notify_one();
+        self.tell_replicas();
     }
 
     /// Looks at what the canaries say, if there are any.
     pub(super) async fn judge(self: &Arc<Self>) {
-        if self.canary.is_none() || self.candidate().is_none() {
+        if self.canary.is_none() || self.candidate().is_none() || !self.leads() {
             return;
         }
         let app = self.clone();
@@ -196,6 +214,77 @@ impl App {
         drop(state);
         self.follow_sources();
         self.dirty.notify_one();
+        self.tell_replicas();
+    }
+
+    /// The trial of a config begins anew: whoever judged it before is gone.
+    pub(super) fn try_anew(&self) {
+        let now = clock::monotonic();
+        if let Some(candidate) = &mut self.config_state().candidate {
+            candidate.trial = Trial::begin(candidate.config.version.clone(), now);
+        }
+    }
+
+    /// What the other control planes are told when this one leads.
+    pub(crate) fn announcement(&self, by: &str) -> Vec<u8> {
+        let history = self.history();
+        let announcement = Announcement {
+            by: by.to_owned(),
+            version: self.version(),
+            withdrawn: history.withdrawn().map(str::to_owned),
+            stopped: history.stopped().cloned(),
+        };
+        serde_json::to_vec(&announcement).unwrap_or_default()
+    }
+
+    /// Does what the leader has decided. Files that say something new are taken up as they are
+    /// read, so a leader that has not read them yet takes nothing away: what counts is what it
+    /// promotes, takes back, and goes back to. Blocks on the disk.
+    pub(crate) fn heed(&self, said: Announcement) {
+        let _deciding = lock(&self.deciding);
+        *lock(&self.announced) = Some(said.clone());
+        let candidate = self.candidate().map(|c| c.config.version.clone());
+        if candidate.as_ref() == Some(&said.version) {
+            self.finish();
+            return;
+        }
+        if said.withdrawn.is_some() && candidate == said.withdrawn {
+            self.config_state().candidate = None;
+        }
+        let ours = self.history().withdrawn().map(str::to_owned);
+        if ours != said.withdrawn {
+            lock(&self.history).agree(said.withdrawn.clone(), said.stopped.clone());
+            self.save_history();
+        }
+        let current = self.version();
+        let is_taken_back = said.withdrawn.as_ref() == Some(&current);
+        let is_forth_again = said.withdrawn.is_none() && ours.as_ref() == Some(&said.version);
+        if current == said.version || !(is_taken_back || is_forth_again) {
+            return;
+        }
+        let (config, warnings) = match self.earlier(Some(&said.version)) {
+            Ok(found) => found,
+            Err(problem) => {
+                error!(
+                    version = said.version,
+                    leader = said.by,
+                    problem,
+                    "the leader pushes a config that is not known here"
+                );
+                return;
+            }
+        };
+        let source = match is_forth_again {
+            true => ConfigSource::File,
+            false => ConfigSource::Rollback,
+        };
+        let change = Change {
+            by: By::Rollback,
+            who: said.by,
+            reason: None,
+        };
+        self.keep(&config, change);
+        self.take_up(Arc::new(config), source, warnings);
     }
 
     /// The version being pushed; empty before the first.
@@ -320,6 +409,7 @@ impl App {
         drop(state);
         self.follow_sources();
         self.dirty.notify_one();
+        self.tell_replicas();
     }
 
     /// Has every service looked up that anybody is told of.

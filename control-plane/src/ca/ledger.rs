@@ -107,6 +107,30 @@ impl Ledger {
         }
     }
 
+    /// What another authority with the same issuers says, which signs, too: a root is needed as
+    /// long as any of us needs it.
+    pub fn learn(&mut self, theirs: &Saved) {
+        for (fingerprint, entry) in theirs {
+            let live_until = entry.live_until.max(entry.kept_until);
+            let ours = self.roots.entry(fingerprint.clone());
+            let before = matches!(ours, std::collections::btree_map::Entry::Occupied(_));
+            let ours = ours.or_insert_with(|| Entry {
+                listed: false,
+                ..entry.clone()
+            });
+            let known = ours.clone();
+            ours.live_until = ours.live_until.max(live_until);
+            ours.kept_until = ours.kept_until.max(live_until);
+            ours.unaware_until = ours.unaware_until.max(entry.unaware_until);
+            self.dirty |= !before || *ours != known;
+        }
+    }
+
+    /// All of it.
+    pub fn all(&self) -> Saved {
+        self.roots.clone()
+    }
+
     /// What must be on disk before anything more is signed; none when it is there.
     pub fn unsaved(&self) -> Option<Saved> {
         self.dirty.then(|| self.roots.clone())

@@ -236,6 +236,18 @@ impl Authority {
         state.ledger.bundle(clock::wall_seconds())
     }
 
+    /// Which roots certificates in circulation need.
+    pub fn ledger(&self) -> ledger::Saved {
+        lock(&self.state).ledger.all()
+    }
+
+    /// Which roots the certificates of another replica need. Blocks on the disk, seldom.
+    pub fn learn(&self, theirs: &ledger::Saved, state_dir: &StateDir) {
+        let mut state = lock(&self.state);
+        state.ledger.learn(theirs);
+        self.save(&mut state.ledger, state_dir);
+    }
+
     /// Signs for `caller`, whoever the request names, and keeps a record of it.
     ///
     /// Blocks on the disk for a millisecond, seldom more.

@@ -176,11 +176,21 @@ impl ControlPlane {
     /// # Panics
     /// When it does not become ready.
     pub fn start(dir: &Path, mesh: &str) -> Self {
+        Self::start_with(dir, mesh, "")
+    }
+
+    /// As [`ControlPlane::start`], with further top-level YAML, such as `replicas: …`.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub fn start_with(dir: &Path, mesh: &str, more: &str) -> Self {
         let path = dir.join("mesh.yaml");
         replace(&path, mesh);
         let config = dir.join("control-plane.yaml");
-        let text = "listen: {discovery: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"}\n\
-                    config: mesh.yaml\nstateDir: control-state\n";
+        let text = format!(
+            "listen: {{discovery: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"}}\n\
+             config: mesh.yaml\nstateDir: control-state\n{more}\n"
+        );
         std::fs::write(&config, text).expect("the scratch directory is writable");
         let mut command = command("outrigger-control-plane");
         let mut process = Process::start(
