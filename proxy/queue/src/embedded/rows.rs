@@ -12,7 +12,7 @@
 //! | `totals` | queue | [`Totals`](crate::record::Totals) |
 //! | `meta` | `schema` | version of this layout |
 //! | | `events/`, queue | up to which number its events were taken |
-//! | `event` | queue, NUL, number | [`Event`](crate::Event) that nobody has taken; older files have no such table |
+//! | `event` | queue, NUL, number | [`Event`](crate::Event) that nobody has taken; from layout 2 on |
 //!
 //! Every value but those of `exp` is `version: u8, crc32c: u32 LE, payload`. The checksum covers the
 //! table, the key, the version and the payload: the engine below does not check what it reads, so a
@@ -21,6 +21,7 @@
 use std::collections::BTreeMap;
 
 use redb::{Database, Durability, ReadTransaction, ReadableDatabase as _, TableDefinition};
+use tracing::info;
 
 use super::codec::{Stored, decode};
 use crate::message::MessageId;
@@ -30,7 +31,7 @@ use outrigger_core::time::UnixMillis;
 pub(super) const VERSION: u8 = 1;
 /// The version of the tables: which there are, and their keys. A file of an older one is brought up
 /// when it is opened; `tests/data` holds a file of each that was ever released.
-const SCHEMA: u64 = 1;
+pub(super) const SCHEMA: u64 = 2;
 const SCHEMA_KEY: &[u8] = b"schema";
 /// Version and checksum before the payload.
 const SEAL_LEN: usize = 5;
@@ -241,7 +242,9 @@ pub(super) fn seal_last_commit(db: &Database) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Makes the tables of a new file and those that an older one lacks.
+/// Makes the tables of a new file and those that an older one lacks, in one commit: a file is of
+/// one layout or the next, whenever the process ends. An older version would leave out what it does
+/// not know, and does not open it any more.
 ///
 /// # Errors
 /// The inner one is the layout of a file that a newer version wrote.
@@ -259,8 +262,16 @@ pub(super) fn ensure_schema(db: &Database) -> Result<Result<(), u64>, Fault> {
     match found {
         Some(Found::Value(SCHEMA)) => {}
         Some(Found::Value(newer)) if newer > SCHEMA => return Ok(Err(newer)),
+        Some(Found::Value(older)) => {
+            mark_schema(db)?;
+            info!(
+                from = older,
+                to = SCHEMA,
+                "the queue store was brought up to this version's layout"
+            );
+        }
         // Every row has its own checksum and version; a damaged mark is replaced.
-        Some(Found::Value(_) | Found::Corrupt(_) | Found::Absent) | None => mark_schema(db)?,
+        Some(Found::Corrupt(_) | Found::Absent) | None => mark_schema(db)?,
     }
     Ok(Ok(()))
 }
@@ -277,6 +288,19 @@ fn mark_schema(db: &Database) -> Result<(), Fault> {
         .insert(SCHEMA_KEY, value.as_slice())?;
     tx.commit()?;
     Ok(())
+}
+
+/// The layout that a closed file says it is of.
+#[cfg(test)]
+pub(super) fn marked_schema(file: &std::path::Path) -> Option<u64> {
+    let db = Database::open(file).unwrap();
+    let tx = db.begin_read().unwrap();
+    let meta = tx.open_table(Table::Meta.definition()).unwrap();
+    let row = meta.get(SCHEMA_KEY).unwrap()?;
+    match unseal(Table::Meta, SCHEMA_KEY, row.value()) {
+        Found::Value(version) => Some(version),
+        Found::Corrupt(_) | Found::Absent => None,
+    }
 }
 
 /// Marks a closed file as one of another layout.

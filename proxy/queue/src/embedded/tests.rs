@@ -434,25 +434,34 @@ async fn a_file_of_a_newer_version_is_left_alone() {
     store.close().await;
     let beside = std::fs::read_dir(dir.path()).unwrap().count();
     assert_eq!(beside, 2, "the file and the lock: nothing was set aside");
-    rows::stage_schema(&file, 1);
+    rows::stage_schema(&file, rows::SCHEMA);
     let store = open(dir.path()).await;
     assert_eq!(store.counts(QUEUE, at(0)).await.unwrap().ready, 1);
     store.close().await;
 }
 
-/// A file as the first layout wrote it, made by `write_a_file_of_this_layout`: whoever changes the
-/// layout adds one of the layout before, and this goes on to read them all.
+/// The files of the layouts, each as its own version wrote it, made by
+/// `write_a_file_of_this_layout`: whoever changes the layout adds one.
+const LAYOUTS: [(u64, &[u8]); 2] = [
+    (1, include_bytes!("../../tests/data/queue-v1.redb")),
+    (2, include_bytes!("../../tests/data/queue-v2.redb")),
+];
+
 #[tokio::test]
-async fn files_of_every_earlier_layout_are_read() {
-    for (name, bytes) in [(
-        "queue-v1.redb",
-        &include_bytes!("../../tests/data/queue-v1.redb")[..],
-    )] {
+async fn files_of_every_layout_are_read_and_brought_up() {
+    assert_eq!(
+        LAYOUTS.last().map(|(version, _)| *version),
+        Some(rows::SCHEMA)
+    );
+    for (version, bytes) in LAYOUTS {
         let dir = TempDir::new().unwrap();
-        std::fs::write(dir.path().join(recover::FILE), bytes).unwrap();
+        let file = dir.path().join(recover::FILE);
+        std::fs::write(&file, bytes).unwrap();
+        assert_eq!(rows::marked_schema(&file), Some(version));
         let store = open(dir.path()).await;
-        damage::Story::read_back(&store, name).await;
+        damage::Story::read_back(&store, &format!("layout {version}")).await;
         store.close().await;
+        assert_eq!(rows::marked_schema(&file), Some(rows::SCHEMA));
     }
 }
 

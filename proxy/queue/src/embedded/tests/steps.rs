@@ -292,3 +292,45 @@ async fn a_life_that_is_cut_at_any_write_keeps_what_it_was_told() {
     println!("cut at each of {cuts} writes, {told} messages sent");
     assert!(cuts > LEAST_CUTS, "{cuts} writes");
 }
+
+#[tokio::test]
+async fn an_upgrade_that_is_cut_at_any_write_begins_again() {
+    let [(_, old), ..] = LAYOUTS;
+    let (dir, aside) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let file = dir.path().join(recover::FILE);
+    // To look at the file would mend it.
+    let copy = aside.path().join(recover::FILE);
+    let (mut before, mut after) = (0, 0);
+    for cut in 1.. {
+        let fate = Fate {
+            cut_at_write: cut,
+            fail_at_sync: None,
+            lies: false,
+        };
+        std::fs::write(&file, old).unwrap();
+        let disk = Arc::new(Mutex::new(Disk::new(old.to_vec(), fate, cut)));
+        let store = open_on(dir.path(), &disk);
+        while store.health() != Health::Ready && !lock(&disk).off {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let done = !lock(&disk).off;
+        lock(&disk).off = true;
+        store.close().await;
+        lock(&disk).tear();
+        std::fs::write(&file, &lock(&disk).durable).unwrap();
+        std::fs::copy(&file, &copy).unwrap();
+        match rows::marked_schema(&copy) {
+            Some(rows::SCHEMA) => after += 1,
+            _ => before += 1,
+        }
+        let store = open(dir.path()).await;
+        damage::Story::read_back(&store, &format!("cut {cut}")).await;
+        store.close().await;
+        assert_eq!(rows::marked_schema(&file), Some(rows::SCHEMA), "cut {cut}");
+        if done {
+            break;
+        }
+    }
+    println!("cut {before} times before the new layout was on the disk, {after} times after");
+    assert!(before > 1 && after > 0);
+}
