@@ -618,8 +618,11 @@ impl ControlPlaneBootstrap {
             paths.extend(ca.key.iter_mut());
             paths.extend(ca.roots.iter_mut());
         }
-        for token in self.join.iter_mut().flat_map(|join| &mut join.tokens) {
-            paths.push(&mut token.file);
+        if let Some(join) = &mut self.join {
+            paths.extend(join.tokens.iter_mut().map(|token| &mut token.file));
+            if let Some(api) = &mut join.kubernetes {
+                paths.extend(api.bundle.iter_mut().chain(&mut api.token_file));
+            }
         }
         if let Some(replicas) = &mut self.replicas {
             paths.extend(replicas.directory.iter_mut());
@@ -735,6 +738,29 @@ pub struct CaSpec {
     pub roots: Option<PathBuf>,
     /// How long a sidecar's certificate lives, 2s to 2160h. Default 24h.
     pub leaf_ttl: Option<Dur>,
+    /// How often certificates are asked for in the name of one identity. Default: 10 a second,
+    /// and 1,000 at once.
+    pub rate_limit: Option<CaRateLimit>,
+}
+
+/// A limit of requests for certificates, of each identity by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CaRateLimit {
+    /// At least 1.
+    #[schemars(range(min = 1))]
+    pub requests_per_second: u32,
+    /// How many may come at once: all replicas of a workload have one identity. Default: as many
+    /// as in a second.
+    #[schemars(range(min = 1))]
+    pub burst: Option<u32>,
+}
+
+impl CaRateLimit {
+    /// `burst`, or `requestsPerSecond`.
+    pub fn burst(&self) -> u32 {
+        self.burst.unwrap_or(self.requests_per_second)
+    }
 }
 
 impl CaSpec {
@@ -765,6 +791,14 @@ impl CaSpec {
         self.roots.clone().or(made)
     }
 
+    /// `rateLimit`, or 10 a second and 1,000 at once.
+    pub fn rate_limit(&self) -> CaRateLimit {
+        self.rate_limit.unwrap_or(CaRateLimit {
+            requests_per_second: 10,
+            burst: Some(1000),
+        })
+    }
+
     /// `leafTtl`, or 24 h.
     pub fn leaf_ttl(&self) -> std::time::Duration {
         self.leaf_ttl
@@ -779,6 +813,43 @@ pub struct JoinSpec {
     /// Join tokens.
     #[serde(default)]
     pub tokens: Vec<JoinToken>,
+    /// The Kubernetes API, which reviews the tokens of service accounts (TokenReview). They must
+    /// be meant for `outrigger-ca`.
+    pub kubernetes: Option<KubernetesApi>,
+}
+
+/// How the Kubernetes API is reached; the defaults are those within a pod.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KubernetesApi {
+    /// `https://host:port`. Default: `https://kubernetes.default.svc`.
+    pub address: Option<String>,
+    /// The authority of its certificate, PEM. Default: the service account's `ca.crt`.
+    pub bundle: Option<PathBuf>,
+    /// The token to come with. Default: the service account's `token`.
+    pub token_file: Option<PathBuf>,
+}
+
+impl KubernetesApi {
+    const MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+    /// `address`, or the cluster's own name for it.
+    pub fn address(&self) -> &str {
+        let usual = "https://kubernetes.default.svc";
+        self.address.as_deref().unwrap_or(usual)
+    }
+
+    /// `bundle`, or the one that every pod has.
+    pub fn bundle(&self) -> PathBuf {
+        let mounted = || Path::new(Self::MOUNT).join("ca.crt");
+        self.bundle.clone().unwrap_or_else(mounted)
+    }
+
+    /// `tokenFile`, or the one that every pod has.
+    pub fn token_file(&self) -> PathBuf {
+        let mounted = || Path::new(Self::MOUNT).join("token");
+        self.token_file.clone().unwrap_or_else(mounted)
+    }
 }
 
 /// Join tokens and the identities they may ask for.
@@ -1141,6 +1212,17 @@ fn check_authority(bootstrap: &ControlPlaneBootstrap, findings: &mut Findings<'_
                 findings.error("E408", &format!("{path}[{k}]"), message);
             }
         }
+    }
+    let api = bootstrap
+        .join
+        .as_ref()
+        .and_then(|join| join.kubernetes.as_ref());
+    if let Some(api) = api.filter(|api| !api.address().starts_with("https://")) {
+        let message = format!(
+            "expected https://host:port, found {:?}: tokens are for its eyes only",
+            api.address()
+        );
+        findings.error("E409", "join.kubernetes.address", message);
     }
     if bootstrap.join.is_some() && bootstrap.ca.is_none() {
         let message = "without ca nobody signs for who joins";

@@ -903,6 +903,13 @@ fn bootstrap_problems() {
         ],
     );
     plane(
+        "ca: {}\njoin: {kubernetes: {address: 'http://api'}}",
+        "E409",
+        &[
+            "4 @'http join.kubernetes.address: expected https://host:port, found \"http://api\": tokens are for its eyes only",
+        ],
+    );
+    plane(
         "join: {tokens: [{file: a, serviceAccounts: ['shop/*']}]}",
         "W402",
         &["3 @join join: without ca nobody signs for who joins"],

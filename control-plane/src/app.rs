@@ -27,7 +27,6 @@ use tokio::time::{interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::ca::Authority;
-use crate::ca::credentials::TokenReview;
 use crate::discovery::server::{self, Hub};
 use crate::history::History;
 use crate::metrics::{self, Counters, Gauges, Process};
@@ -488,17 +487,6 @@ impl Running {
 /// # Errors
 /// [`StartError`]; nothing is left running.
 pub async fn start(bootstrap: ControlPlaneBootstrap) -> Result<Running, StartError> {
-    start_with(bootstrap, None).await
-}
-
-/// [`start`], with somebody who knows tokens that are no join tokens.
-///
-/// # Errors
-/// [`StartError`]; nothing is left running.
-pub async fn start_with(
-    bootstrap: ControlPlaneBootstrap,
-    reviewer: Option<Arc<dyn TokenReview>>,
-) -> Result<Running, StartError> {
     let Some(config_path) = bootstrap.config.clone() else {
         return Err(StartError::Unsupported(
             "config is missing: name a file or a directory",
@@ -515,7 +503,7 @@ pub async fn start_with(
         return Err(StartError::PlaintextDiscovery(*open));
     }
     let state = Arc::new(StateDir::open(bootstrap.state_dir())?);
-    let guard = Guard::new(&bootstrap, &state, reviewer).map_err(StartError::Security)?;
+    let guard = Guard::new(&bootstrap, &state).map_err(StartError::Security)?;
     let discovery = listen("listen.discovery", &discovery).await?;
     let admin = listen("listen.admin", &wanted(&bootstrap.listen.admin, 15011)).await?;
     let (discovery_addr, admin_addr) = (discovery[0].1, admin[0].1);

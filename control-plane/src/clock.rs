@@ -3,11 +3,18 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use outrigger_core::time::Mono;
+
 /// Time since this process first asked, never going back. For leases, ages and deadlines.
 #[allow(clippy::disallowed_methods)]
 pub fn monotonic() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed()
+}
+
+/// [`monotonic`] as `outrigger-core` counts it.
+pub fn mono() -> Mono {
+    Mono::ZERO + monotonic()
 }
 
 /// Milliseconds since 1970 by the wall clock. For what people and files see.

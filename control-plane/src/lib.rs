@@ -32,6 +32,6 @@ pub mod world;
 
 mod program;
 
-pub use app::{App, Running, StartError, start, start_with};
+pub use app::{App, Running, StartError, start};
 pub use outrigger_config::bootstrap::ControlPlaneBootstrap;
 pub use program::{Options, run};

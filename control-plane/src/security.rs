@@ -28,6 +28,7 @@ use tracing::{error, info};
 
 use crate::ca::credentials::{Caller, Credentials, Pattern, TokenReview};
 use crate::ca::issuer::{Issuer, first_expiry};
+use crate::ca::token_review::Kubernetes;
 use crate::ca::{Authority, Paths, Refused, svid};
 use crate::clock;
 use crate::state::StateDir;
@@ -69,11 +70,18 @@ impl Guard {
     ///
     /// # Errors
     /// What cannot be used of which key, as a text for people.
-    pub fn new(
-        bootstrap: &ControlPlaneBootstrap,
-        state: &Arc<StateDir>,
-        reviewer: Option<Arc<dyn TokenReview>>,
-    ) -> Result<Self, String> {
+    pub fn new(bootstrap: &ControlPlaneBootstrap, state: &Arc<StateDir>) -> Result<Self, String> {
+        let api = bootstrap
+            .join
+            .as_ref()
+            .and_then(|join| join.kubernetes.as_ref());
+        let reviewer = match api {
+            None => None,
+            Some(api) => {
+                let api = Kubernetes::new(api).map_err(|e| format!("join.kubernetes: {e}"))?;
+                Some(Arc::new(api) as Arc<dyn TokenReview>)
+            }
+        };
         let tls = match &bootstrap.tls {
             None => None,
             Some(files) => {

@@ -453,6 +453,11 @@ impl Plane {
         plane
     }
 
+    /// Sets a key of its bootstrap config; takes effect when it is started again.
+    pub fn configure(&mut self, key: &str, value: Value) {
+        self.more[key] = value;
+    }
+
     /// Where its state is, and the files of its authority.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")

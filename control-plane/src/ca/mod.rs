@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod make;
 pub mod service;
 pub mod svid;
+pub mod token_review;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use outrigger_config::bootstrap::CaSpec;
+use outrigger_core::limit::RateParams;
+use outrigger_core::rate::Rates;
 use outrigger_core::spiffe::SpiffeId;
 use serde_json::{Value, json};
 use tracing::{error, info, warn};
@@ -50,6 +53,9 @@ pub enum Refused {
     /// It cannot be said for whom to sign, or what.
     #[error("{0}")]
     Request(String),
+    /// Too often in the name of one identity.
+    #[error("{0}")]
+    Limited(String),
     /// The authority is not able to.
     #[error("{0}")]
     Unable(String),
@@ -62,6 +68,7 @@ impl Refused {
             Self::Unauthenticated(_) => "unauthenticated",
             Self::Denied(_) => "denied",
             Self::Request(_) => "request",
+            Self::Limited(_) => "rate_limited",
             Self::Unable(_) => "unable",
         }
     }
@@ -69,6 +76,9 @@ impl Refused {
 
 /// The present issuer, the one before, and one more for who rotates twice in a hurry.
 const MOST_ISSUERS: usize = 3;
+
+/// Identities whose requests are limited each by itself; further ones share a limit.
+const MOST_RATES: usize = 10_000;
 
 /// Where the files of the authority are.
 #[derive(Debug, Clone)]
@@ -120,6 +130,8 @@ impl Counts {
 #[derive(Debug)]
 pub struct Authority {
     leaf_ttl: Duration,
+    limit: RateParams,
+    rates: Rates,
     state: Mutex<State>,
     /// `Mesh.spec.trustDomain`, once known.
     trust_domain: Mutex<Option<String>>,
@@ -157,6 +169,11 @@ impl Authority {
     ) -> Result<Self, StateError> {
         let authority = Self {
             leaf_ttl: spec.leaf_ttl(),
+            limit: RateParams {
+                per_second: f64::from(spec.rate_limit().requests_per_second),
+                burst: spec.rate_limit().burst(),
+            },
+            rates: Rates::default(),
             state: Mutex::new(State {
                 issuers: Vec::new(),
                 ledger: state_dir.load_ledger()?,
@@ -291,6 +308,19 @@ impl Authority {
     ) -> Result<Signed, Refused> {
         let trust_domain = self.trust_domain()?;
         let id: SpiffeId = caller.identity(wanted, &trust_domain)?;
+        self.rates
+            .take_for(
+                id.as_str().as_bytes(),
+                MOST_RATES,
+                &self.limit,
+                clock::mono(),
+            )
+            .map_err(|wait| {
+                let wait = wait.as_millis().max(1);
+                Refused::Limited(format!(
+                    "too many requests for {id}: try again in {wait} ms"
+                ))
+            })?;
         let key = csr::key(csr).map_err(Refused::Request)?;
         let ttl = match ttl.is_zero() {
             true => self.leaf_ttl,

@@ -98,6 +98,7 @@ pub fn status(refused: &Refused) -> Status {
         Refused::Unauthenticated(_) => Status::unauthenticated(text),
         Refused::Denied(_) => Status::permission_denied(text),
         Refused::Request(_) => Status::invalid_argument(text),
+        Refused::Limited(_) => Status::resource_exhausted(text),
         Refused::Unable(_) => Status::unavailable(text),
     }
 }

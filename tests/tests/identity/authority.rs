@@ -13,9 +13,11 @@ use outrigger_tests::client::{Ask, Client};
 use outrigger_tests::mesh::{Plane, Sidecar, SidecarBuilder};
 use outrigger_tests::pki::{Authority, now};
 use outrigger_tests::process::python;
-use outrigger_tests::upstream::{Reply, Upstream};
+use outrigger_tests::upstream::{Raw, Reply, Upstream};
 use outrigger_tests::{until, until_true};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, interval, timeout};
 
 use super::refused::say;
@@ -30,7 +32,7 @@ fn files(addr: SocketAddr) -> Vec<(&'static str, String)> {
 }
 
 /// The sidecar of a workload of `account`, known to the control plane by its join token.
-fn sidecar(plane: &Plane, account: &str) -> SidecarBuilder {
+pub(crate) fn sidecar(plane: &Plane, account: &str) -> SidecarBuilder {
     let workload = json!({
         "name": format!("{account}-1"), "service": account, "serviceAccount": account,
     });
@@ -43,9 +45,15 @@ fn sidecar(plane: &Plane, account: &str) -> SidecarBuilder {
 /// `web` and `orders` with certificates of one authority.
 async fn pair(leaf_ttl: &str) -> (Plane, Upstream, Sidecar, Sidecar) {
     let app = Upstream::h1(|_| Reply::ok("hello")).await;
+    let (plane, callee, web) = pair_before(app.addr, leaf_ttl).await;
+    (plane, app, callee, web)
+}
+
+/// The same before another application.
+async fn pair_before(app: SocketAddr, leaf_ttl: &str) -> (Plane, Sidecar, Sidecar) {
     let accounts = ["web", "orders"];
-    let plane = Plane::with_authority(&files(app.addr), leaf_ttl, &accounts).await;
-    let callee = sidecar(&plane, "orders").app(app.addr).start().await;
+    let plane = Plane::with_authority(&files(app), leaf_ttl, &accounts).await;
+    let callee = sidecar(&plane, "orders").app(app).start().await;
     plane.write("mesh.yaml", &files(callee.inbound())[0].1);
     let web = sidecar(&plane, "web").start().await;
     until("the callee's address at web's sidecar", || async {
@@ -53,7 +61,25 @@ async fn pair(leaf_ttl: &str) -> (Plane, Upstream, Sidecar, Sidecar) {
         (answer.status == 200).then_some(())
     })
     .await;
-    (plane, app, callee, web)
+    (plane, callee, web)
+}
+
+/// An application that keeps nothing of what it is asked.
+async fn forgetful() -> Raw {
+    Raw::start(|mut stream: TcpStream| async move {
+        let (mut asked, mut part) = (Vec::new(), [0; 4096]);
+        while let Ok(count @ 1..) = stream.read(&mut part).await {
+            asked.extend_from_slice(&part[..count]);
+            while let Some(end) = asked.windows(4).position(|four| four == b"\r\n\r\n") {
+                asked.drain(..end + 4);
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+                if stream.write_all(answer).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await
 }
 
 fn seconds() -> u64 {
@@ -61,7 +87,7 @@ fn seconds() -> u64 {
 }
 
 /// Waits longer than [`until`] does.
-async fn eventually<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
     let asking = async {
         let mut ticks = interval(Duration::from_millis(50));
         loop {
@@ -135,7 +161,7 @@ async fn sidecars_with_join_tokens_get_certificates_and_speak_tls() {
 }
 
 /// What an independent client is answered, one answer a case.
-async fn ask(plane: &Plane, cases: &[Value]) -> Vec<Value> {
+pub(crate) async fn ask(plane: &Plane, cases: &[Value]) -> Vec<Value> {
     let mut command = python("ca_client.py");
     command
         .arg(plane.discovery().to_string())
@@ -320,6 +346,48 @@ async fn who_proves_nothing_gets_nothing() {
 }
 
 #[tokio::test]
+async fn nobody_gets_certificates_of_one_identity_without_end() {
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 9));
+    let mut plane = Plane::with_authority(&files(nobody), "1h", &["web", "orders"]).await;
+    plane.stop().await;
+    let limit = json!({"requestsPerSecond": 1, "burst": 3});
+    plane.configure("ca", json!({"rateLimit": limit}));
+    plane.start_again().await;
+    let token = |account| std::fs::read_to_string(plane.token_file(account)).unwrap();
+    let (web, orders) = (
+        json!({"token": token("web")}),
+        json!({"token": token("orders")}),
+    );
+    // More than a slow machine could space out.
+    let mut cases = vec![web; 40];
+    cases.push(orders);
+    let answers = ask(&plane, &cases).await;
+    let (others, of_web) = answers.split_last().unwrap();
+    assert_eq!(others["code"], "OK", "its own limit: {others}");
+    for answer in &of_web[..3] {
+        assert_eq!(answer["code"], "OK", "{answer}");
+    }
+    let limited = |answer: &&Value| answer["code"] == "RESOURCE_EXHAUSTED";
+    let refused: Vec<&Value> = of_web.iter().filter(limited).collect();
+    let told = refused.first().expect("one too many")["detail"].to_string();
+    assert!(
+        told.contains(WEB) && told.contains("try again in"),
+        "{told}"
+    );
+    let metrics = plane.ask("GET", "/metrics", "").await.text();
+    let series = format!(
+        "outrigger_control_plane_certificates_refused_total{{reason=\"rate_limited\"}} {}",
+        refused.len()
+    );
+    assert!(metrics.contains(&series), "{series}:\n{metrics}");
+    let audit = std::fs::read_to_string(plane.state_dir().join("ca-audit.jsonl")).unwrap();
+    let noted = audit
+        .lines()
+        .filter(|line| line.contains("\"rate_limited\""));
+    assert_eq!(noted.count(), refused.len());
+}
+
+#[tokio::test]
 async fn a_sidecar_that_says_it_is_somebody_else_gets_no_config() {
     let nobody = SocketAddr::from(([127, 0, 0, 1], 9));
     let plane = Plane::with_authority(&files(nobody), "1h", &["web", "orders"]).await;
@@ -405,6 +473,13 @@ async fn an_authority_that_is_away_alarms_first_then_stops_traffic_and_all_comes
     }
 }
 
+/// What this process holds, with everything that the test runs in it.
+fn resident_mib() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let resident: u64 = pages.split(' ').nth(1).unwrap().parse().unwrap();
+    resident * 4096 / (1 << 20)
+}
+
 /// Calls at a steady rate from several connections until told to stop; how many were answered.
 fn load(
     addr: SocketAddr,
@@ -443,10 +518,17 @@ async fn leaves_and_then_the_root_are_replaced_under_load_without_a_failed_reque
         Some(seconds) => ("4s", Duration::from_secs(seconds)),
         None => ("6s", Duration::ZERO),
     };
-    let (plane, _app, callee, web) = pair(leaf_ttl).await;
+    let app = forgetful().await;
+    let (plane, callee, web) = pair_before(app.addr, leaf_ttl).await;
     let stop = Arc::new(AtomicBool::new(false));
     let begun = Instant::now();
     let callers = load(web.outbound(), 500, &stop);
+    // Grown to the load.
+    eventually("calls are answered", async || {
+        (web.metrics().await.sum("outrigger_requests_total", &[]) > 2000.0).then_some(())
+    })
+    .await;
+    let at_first = resident_mib();
     let dir = plane.state_dir();
     let view = async || plane.ask("GET", "/v1/ca", "").await.json();
 
@@ -459,6 +541,7 @@ async fn leaves_and_then_the_root_are_replaced_under_load_without_a_failed_reque
         renewed.then_some(())
     })
     .await;
+    let midway = resident_mib();
     // The issuer, under the same root.
     let old = view().await;
     make::rotate_issuer(&dir, seconds()).unwrap();
@@ -514,6 +597,8 @@ async fn leaves_and_then_the_root_are_replaced_under_load_without_a_failed_reque
         answered += caller.await.expect("no request failed");
     }
     let generations = (web.identity_generation(), callee.identity_generation());
+    let at_last = resident_mib();
+    println!("resident: {at_first} MiB, after the leaves {midway} MiB, at the end {at_last} MiB");
     println!(
         "{answered} requests in {:?}, {generations:?} certificates",
         begun.elapsed()

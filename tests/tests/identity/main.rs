@@ -12,6 +12,7 @@ mod messages;
 mod modes;
 mod refused;
 mod scanned;
+mod token_review;
 mod tokens;
 mod workload_api;
 
