@@ -24,6 +24,9 @@ pub enum Refused {
     /// It is none, or breaks the rules of X.509.
     #[error("the certificate is malformed: {0}")]
     Malformed(String),
+    /// It is somebody else's: the peer does not have its key.
+    #[error("the peer does not prove that the certificate is its own")]
+    Possession,
     /// No chain leads to an authority of the bundle.
     #[error("no authority of our bundle signed the certificate")]
     UnknownAuthority,
@@ -79,6 +82,7 @@ impl Refused {
         match self {
             Self::NoCertificate => "no_certificate",
             Self::Malformed(_) => "malformed",
+            Self::Possession => "possession",
             Self::UnknownAuthority => "unknown_authority",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
@@ -118,7 +122,10 @@ impl Refused {
                     Some(refused) => refused.clone(),
                     None => Self::Malformed(other.to_string()),
                 },
-                other => Self::Malformed(other.to_string()),
+                CertificateError::BadEncoding => Self::Malformed("its encoding".to_owned()),
+                // The chain has been judged by ourselves: what is left is the signature of the
+                // handshake, which is wrong or of a kind that the key does not make.
+                _ => Self::Possession,
             },
             other => Self::Protocol(other.to_string()),
         }

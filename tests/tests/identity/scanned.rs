@@ -126,3 +126,66 @@ async fn hellos_that_break_the_rules_are_refused() {
     assert!(error.contains("NoApplicationProtocol"), "{error}");
     assert_eq!(app.hits(), 0);
 }
+
+#[tokio::test]
+async fn handshakes_that_break_the_rules_never_reach_the_application() {
+    let root = Authority::new("root");
+    let (callee, app, _files) = callee(&root).await;
+    let of_web = files(&root, "web");
+    let found = asked("tls_handshake.py", &callee, Some(&of_web)).await;
+    let served = "answered HTTP/1.1 200 OK";
+    let during = json!({
+        "corrupted verify": "decrypt_error",
+        "verify of a server": "decrypt_error",
+        "verify of another handshake": "decrypt_error",
+        "scheme of another curve": "decrypt_error",
+        "scheme of rsa": "decrypt_error",
+        "scheme of tls 1.2": "illegal_parameter",
+        "scheme of sha-1": "illegal_parameter",
+        "no verify": "unexpected_message",
+        "no certificate": "certificate_required",
+        "certificate twice": "unexpected_message",
+        "corrupted finished": "decrypt_error",
+        "no finished": "bad_record_mac",
+        "data before finished": "unexpected_message",
+        "corrupted record": "bad_record_mac",
+    });
+    // Behind the handshake the end of the connection may overtake the alert.
+    let after = json!({
+        "second hello": "unexpected_message",
+        "second finished": "unexpected_message",
+        "unknown message": "unexpected_message",
+        "oversized": "record_overflow",
+        "oversized padding": "record_overflow",
+        "bad key update": "illegal_parameter",
+        // Each must be answered, so there is a bound on them.
+        "many key updates": "unexpected_message",
+    });
+    // No tickets, and so nothing that early data could belong to.
+    let good = ["good", "early data", "key update", "key update asked for"];
+    for (case, made) in found.as_object().unwrap() {
+        if good.contains(&case.as_str()) {
+            assert_eq!(made, served, "{case}");
+        } else if let Some(alert) = after.get(case) {
+            assert!(made == alert || made == "closed", "{case}: {made}");
+        } else {
+            assert_eq!(made, &during[case], "{case}");
+        }
+    }
+    assert_eq!(app.hits(), good.len());
+    let failures = "outrigger_tls_handshake_failures_total";
+    // What comes behind the handshake is counted with it when it is read with it.
+    let late = 8.0..=8.0 + after.as_object().unwrap().len() as f64;
+    for (reason, counts) in [
+        ("possession", 5.0..=5.0),
+        ("no_certificate", 1.0..=1.0),
+        ("protocol", late),
+    ] {
+        callee
+            .metric_until(reason, |now| {
+                let labels = [("direction", "inbound"), ("reason", reason)];
+                counts.contains(&now.sum(failures, &labels))
+            })
+            .await;
+    }
+}
