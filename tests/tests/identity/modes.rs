@@ -1,12 +1,13 @@
 //! `mtls.mode`: told apart by first bytes, and changed while calls are on their way.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use outrigger_tests::client::{self, Ask, Client};
 use outrigger_tests::mesh::{Edited, service};
 use outrigger_tests::pki::{Authority, nobody};
-use outrigger_tests::upstream::{Reply, Upstream};
+use outrigger_tests::upstream::{Reply, Seen, Upstream};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -111,17 +112,41 @@ async fn a_plaintext_connection_carries_no_more_calls_once_the_mode_is_strict() 
     assert_eq!(app.hits(), 1);
 }
 
-#[tokio::test]
-async fn the_mode_changes_under_load_without_a_failed_call() {
+/// Where the mode is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Mesh,
+    Service,
+    Port,
+}
+
+/// The mesh with `orders` at `addr`, in this mode.
+fn in_mode(written: Written, mode: &str, addr: SocketAddr) -> String {
+    let identity = "identity: {serviceAccounts: [orders]}\n";
+    let this = format!("mtls: {{mode: {mode}}}");
+    let port = addr.port();
+    match written {
+        Written::Mesh => mesh(mode) + &orders(addr),
+        Written::Service => {
+            mesh("Permissive") + &service("orders", &[addr], &format!("{identity}{this}\n"))
+        }
+        Written::Port => {
+            let ports = format!("ports: [{{port: {port}, appProtocol: http, {this}}}]\n");
+            mesh("Permissive") + &service("orders", &[addr], &format!("{identity}{ports}"))
+        }
+    }
+}
+
+async fn changes_under_load(written: Written) {
     let root = Authority::new("root");
     let app = Upstream::h1(|_| Reply::ok("hello")).await;
     let (of_orders, of_web) = (files(&root, "orders"), files(&root, "web"));
-    let at_callee = |mode: &str| mesh(mode) + &orders(app.addr);
+    let at_callee = |mode: &str| in_mode(written, mode, app.addr);
     let callee = sidecar("orders", &of_orders, &at_callee("Permissive"))
         .app(app.addr)
         .start()
         .await;
-    let at_web = |mode: &str| mesh(mode) + &orders(callee.inbound());
+    let at_web = |mode: &str| in_mode(written, mode, callee.inbound());
     let web = sidecar("web", &of_web, &at_web("Permissive")).start().await;
     let stop = Arc::new(AtomicBool::new(false));
     let callers: Vec<_> = (0..4)
@@ -152,13 +177,35 @@ async fn the_mode_changes_under_load_without_a_failed_call() {
             };
             assert_eq!(sidecar.edit(&yaml).await, Edited::Applied);
         }
-        if mode == "Strict" {
-            let plain = client::try_call(callee.inbound(), Ask::get("orders", "/")).await;
-            assert!(plain.is_err(), "{plain:?}");
-        }
+        // It is really another mode now.
+        let plain = client::try_call(callee.inbound(), Ask::get("orders", "/")).await;
+        assert_eq!(
+            plain.is_ok(),
+            mode != "Strict",
+            "{written:?} {mode}: {plain:?}"
+        );
+        let seen = web.get("orders", "/told").await;
+        assert_eq!(seen.status, 200, "{written:?} {mode}: {}", seen.text());
+        let told = |seen: &Seen| {
+            seen.path == "/told" && !seen.header("x-forwarded-client-cert").is_empty()
+        };
+        let secure = app
+            .seen()
+            .iter()
+            .rev()
+            .find(|seen| seen.path == "/told")
+            .is_some_and(told);
+        assert_eq!(secure, mode != "Disabled", "{written:?} {mode}");
     }
     stop.store(true, Ordering::Relaxed);
     for caller in callers {
-        assert!(caller.await.expect("no call failed") > 0);
+        assert!(caller.await.expect("no call failed") > 0, "{written:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_mode_changes_under_load_without_a_failed_call() {
+    for written in [Written::Mesh, Written::Service, Written::Port] {
+        changes_under_load(written).await;
     }
 }
