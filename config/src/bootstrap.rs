@@ -1222,7 +1222,7 @@ fn check_authority(bootstrap: &ControlPlaneBootstrap, findings: &mut Findings<'_
             "expected https://host:port, found {:?}: tokens are for its eyes only",
             api.address()
         );
-        findings.error("E409", "join.kubernetes.address", message);
+        findings.error("E411", "join.kubernetes.address", message);
     }
     if bootstrap.join.is_some() && bootstrap.ca.is_none() {
         let message = "without ca nobody signs for who joins";

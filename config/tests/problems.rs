@@ -904,7 +904,7 @@ fn bootstrap_problems() {
     );
     plane(
         "ca: {}\njoin: {kubernetes: {address: 'http://api'}}",
-        "E409",
+        "E411",
         &[
             "4 @'http join.kubernetes.address: expected https://host:port, found \"http://api\": tokens are for its eyes only",
         ],
