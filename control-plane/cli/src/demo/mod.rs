@@ -166,8 +166,6 @@ async fn start(tour: &mut Tour) -> Result<(), String> {
     for name in ["web", "orders", "mailer"] {
         children.start(name, &["proxy", "--config", &stage.bootstrap(name)])?;
     }
-    // It never ends; the runtime takes it along.
-    tokio::spawn(services::announce(stage.control, stage.mailer.inbound));
     Ok(())
 }
 

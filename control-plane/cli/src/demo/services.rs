@@ -3,7 +3,6 @@
 //! `web` calls the others through its sidecar, `orders` fails on demand, `mailer` can be stopped:
 //! its listener is closed then, and its connections with it.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -271,25 +270,4 @@ async fn call(seen: Seen, outbound: SocketAddr) -> Reply {
         reply.headers_mut().remove(name);
     }
     reply
-}
-
-/// Keeps `mailer` in the registry, as an instance does for itself.
-pub(super) async fn announce(control: SocketAddr, inbound: SocketAddr) -> Infallible {
-    let instances = "/v1/services/shop%2Fmailer/instances";
-    let renewal = format!("{instances}/mailer-1/heartbeat");
-    let registration =
-        json!({"id": "mailer-1", "address": inbound.ip().to_string(), "port": inbound.port()});
-    let json = [("content-type", "application/json")];
-    let control = control.to_string();
-    let mut registered = false;
-    loop {
-        let (method, path, body) = match registered {
-            true => (Method::PUT, renewal.as_str(), String::new()),
-            false => (Method::POST, instances, registration.to_string()),
-        };
-        let answer = send(&control, method, path, &json, body.into()).await;
-        registered = answer.is_ok_and(|answer| answer.status.is_success());
-        let pause = if registered { 2_000 } else { 200 };
-        tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
-    }
 }

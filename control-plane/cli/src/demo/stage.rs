@@ -212,7 +212,7 @@ apiVersion: outrigger.dev/v1alpha1
 kind: MeshService
 metadata: {name: mailer, namespace: shop}
 spec:
-  discovery: {heartbeat: {ttl: 6s, removeAfter: 60s}}     # the demo registers it, and renews
+  discovery: {heartbeat: {ttl: 6s, removeAfter: 60s}}     # its sidecar registers it, and renews
   identity: {serviceAccounts: [mailer]}
   mtls: {mode: Strict}
   breaker: {consecutiveFailures: 2, openFor: 1s, maxOpenFor: 2s}
