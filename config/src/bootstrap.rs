@@ -540,6 +540,32 @@ pub struct ControlPlaneBootstrap {
     pub push: Option<PushSpec>,
     /// Other control planes of the same mesh. Default: none.
     pub replicas: Option<ReplicasSpec>,
+    /// Who may change something over the admin API. Default: whoever is on this machine.
+    pub api: Option<ApiSpec>,
+}
+
+/// Who may change something over the admin API.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ApiSpec {
+    /// Who comes with a token, from anywhere.
+    #[serde(default)]
+    pub tokens: Vec<ApiToken>,
+    /// Whether changes from this machine need one, too; registrations and heartbeats are changes.
+    /// Default: false.
+    #[serde(default)]
+    pub require_token: bool,
+}
+
+/// Somebody with tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ApiToken {
+    /// As the history of rollouts shows it.
+    pub name: String,
+    /// The file with the tokens, one a line; `outrigger ca token` adds their hashes to it. Read
+    /// with every change.
+    pub file: PathBuf,
 }
 
 /// The streams to the sidecars.
@@ -626,6 +652,9 @@ impl ControlPlaneBootstrap {
         }
         if let Some(replicas) = &mut self.replicas {
             paths.extend(replicas.directory.iter_mut());
+        }
+        if let Some(api) = &mut self.api {
+            paths.extend(api.tokens.iter_mut().map(|token| &mut token.file));
         }
         for path in paths {
             *path = base.join(&*path);
@@ -1189,6 +1218,28 @@ fn check_canary(canary: &CanarySpec, findings: &mut Findings<'_>) {
     }
 }
 
+fn check_api(bootstrap: &ControlPlaneBootstrap, findings: &mut Findings<'_>) {
+    let Some(api) = &bootstrap.api else {
+        return;
+    };
+    if api.require_token && api.tokens.is_empty() {
+        let message = "without tokens nobody could change anything";
+        findings.error("E412", "api.requireToken", message);
+    }
+    for (n, token) in api.tokens.iter().enumerate() {
+        if token.name.trim().is_empty() {
+            let message = "the history needs a name";
+            findings.error("E412", &format!("api.tokens[{n}].name"), message);
+        }
+    }
+    let admin = bootstrap.listen.admin.as_ref();
+    let away = admin.and_then(|listen| listen.0.iter().find(|addr| !addr.ip().is_loopback()));
+    if let Some(away) = away.filter(|_| !api.tokens.is_empty()) {
+        let message = format!("tokens come to {away} in plaintext: put TLS in front of it");
+        findings.add(Severity::Warning, "W404", "api.tokens", message);
+    }
+}
+
 fn check_authority(bootstrap: &ControlPlaneBootstrap, findings: &mut Findings<'_>) {
     if let Some(ca) = &bootstrap.ca {
         if ca.certificate.is_some() != ca.key.is_some() {
@@ -1224,6 +1275,7 @@ fn check_authority(bootstrap: &ControlPlaneBootstrap, findings: &mut Findings<'_
         );
         findings.error("E411", "join.kubernetes.address", message);
     }
+    check_api(bootstrap, findings);
     if bootstrap.join.is_some() && bootstrap.ca.is_none() {
         let message = "without ca nobody signs for who joins";
         findings.add(Severity::Warning, "W402", "join", message.to_owned());

@@ -914,6 +914,16 @@ fn bootstrap_problems() {
         "W402",
         &["3 @join join: without ca nobody signs for who joins"],
     );
+    plane(
+        "api: {requireToken: true}",
+        "E412",
+        &["3 @true api.requireToken: without tokens nobody could change anything"],
+    );
+    plane(
+        "api: {tokens: [{name: ' ', file: a}]}",
+        "E412",
+        &["3 @' api.tokens[0].name: the history needs a name"],
+    );
     let canary = |canary: &str, code: &str, expected: &str| {
         plane(&format!("rollout: {{canary: {canary}}}"), code, &[expected]);
     };

@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 use tracing::{error, info, warn};
 
+use crate::admin::writers::Writers;
 use crate::ca::Authority;
 use crate::discovery::server::{self, Hub};
 use crate::history::History;
@@ -565,8 +566,10 @@ pub async fn start(bootstrap: ControlPlaneBootstrap) -> Result<Running, StartErr
         };
         tasks.spawn(server::serve(listener, hub));
     }
+    let writers = Arc::new(Writers::new(bootstrap.api.as_ref()));
     for (listener, _) in admin {
-        tasks.spawn(admin::serve(listener, app.clone(), stopper.listener()));
+        let (app, writers) = (app.clone(), writers.clone());
+        tasks.spawn(admin::serve(listener, app, writers, stopper.listener()));
     }
     if let Some(replicas) = app.replicas.clone() {
         let (app, stop) = (app.clone(), stopper.listener());

@@ -21,6 +21,9 @@ pub(crate) const ADMIN: &str = "http://127.0.0.1:15020";
 /// Where the control plane is, unless said otherwise.
 pub(crate) const CONTROL_PLANE: &str = "http://127.0.0.1:15011";
 
+/// The variable with the token to come to the control plane with (its `api.tokens`).
+const TOKEN: &str = "OUTRIGGER_TOKEN";
+
 /// Longer than a change takes; long-polls of the demo included.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Longer than a read takes.
@@ -47,6 +50,7 @@ pub(crate) struct Client {
     authority: String,
     what: &'static str,
     advice: &'static str,
+    takes_token: bool,
 }
 
 /// A whole response.
@@ -88,7 +92,9 @@ impl Client {
     pub(crate) fn control_plane(address: &str) -> Result<Self, Failure> {
         let advice = "is outrigger-control-plane running there? \
                       Say where with --control-plane or OUTRIGGER_CONTROL_PLANE";
-        Self::new(address, "the control plane", advice)
+        let mut client = Self::new(address, "the control plane", advice)?;
+        client.takes_token = true;
+        Ok(client)
     }
 
     fn new(address: &str, what: &'static str, advice: &'static str) -> Result<Self, Failure> {
@@ -98,6 +104,7 @@ impl Client {
             authority,
             what,
             advice,
+            takes_token: false,
         })
     }
 
@@ -119,10 +126,15 @@ impl Client {
         body: Option<&Value>,
     ) -> Result<Answer, Failure> {
         let json = body.map(|body| ("content-type", "application/json", body.to_string()));
-        let headers: Vec<(&str, &str)> = json
+        let token = std::env::var(TOKEN).ok().filter(|_| self.takes_token);
+        let token = token.map(|token| format!("Bearer {}", token.trim()));
+        let mut headers: Vec<(&str, &str)> = json
             .iter()
             .map(|(name, value, _)| (*name, *value))
             .collect();
+        if let Some(token) = &token {
+            headers.push(("authorization", token));
+        }
         let text = json
             .as_ref()
             .map(|(_, _, text)| text.clone())
@@ -145,6 +157,7 @@ impl Client {
                 authority,
                 what,
                 advice,
+                ..
             } = self;
             Failure::unusable(format!(
                 "cannot ask {what} at http://{authority}: {problem}; {advice}"
@@ -178,6 +191,7 @@ impl Client {
                 authority,
                 what,
                 advice,
+                ..
             } = self;
             let message =
                 format!("{what} at http://{authority}: the answer to {path} is not JSON; {advice}");

@@ -48,7 +48,7 @@ pub(crate) enum Rollout {
 /// Whom to ask.
 #[derive(Debug, Args)]
 pub(crate) struct Address {
-    /// The control plane
+    /// The control plane; a token of its api.tokens comes from OUTRIGGER_TOKEN
     #[arg(long, value_name = "URL", env = "OUTRIGGER_CONTROL_PLANE", default_value = CONTROL_PLANE)]
     control_plane: String,
 }

@@ -15,7 +15,7 @@ use crate::wait::Wait;
 /// Whom to ask.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The control plane
+    /// The control plane; a token of its api.tokens comes from OUTRIGGER_TOKEN
     #[arg(long, value_name = "URL", env = "OUTRIGGER_CONTROL_PLANE", default_value = CONTROL_PLANE)]
     control_plane: String,
     /// Ask one sidecar instead [default address: OUTRIGGER_ADMIN or http://127.0.0.1:15020]

@@ -1,7 +1,7 @@
 //! The admin API: HTTP/1.1 for instances that register themselves, for programs and for people.
 //!
-//! Owns the listener, its limits and the guard of everything that changes state. What there is to
-//! ask is in `routes`, how errors look in `problem`.
+//! Owns the listener and its limits. Who may change something is in `writers`, what there is to ask
+//! in `routes`, how errors look in `problem`.
 
 pub mod call;
 mod instances;
@@ -9,9 +9,10 @@ pub mod openapi;
 pub mod problem;
 pub mod routes;
 mod views;
+pub mod writers;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::header::{HOST, HeaderMap, ORIGIN};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
@@ -33,6 +33,7 @@ use tracing::{debug, warn};
 use crate::app::App;
 use crate::stop::Stop;
 use problem::Problem;
+use writers::Writers;
 
 /// An instance's registration is a few hundred bytes.
 const MAX_BODY_BYTES: usize = 64 << 10;
@@ -44,7 +45,7 @@ const MAX_CONNECTIONS: usize = 10_000;
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
 /// Serves until shutdown, then lets open requests finish.
-pub async fn serve(listener: TcpListener, app: Arc<App>, mut stop: Stop) {
+pub async fn serve(listener: TcpListener, app: Arc<App>, writers: Arc<Writers>, mut stop: Stop) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     let closing = stop.clone();
@@ -65,8 +66,9 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, mut stop: Stop) {
         match accepted {
             Ok((stream, peer)) => {
                 let (app, closing) = (app.clone(), closing.clone());
+                let writers = writers.clone();
                 connections.spawn(async move {
-                    connection(stream, peer, app, closing).await;
+                    connection(stream, peer, app, writers, closing).await;
                     drop(permit);
                 });
             }
@@ -80,11 +82,17 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, mut stop: Stop) {
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, app: Arc<App>, mut stop: Stop) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    app: Arc<App>,
+    writers: Arc<Writers>,
+    mut stop: Stop,
+) {
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
-        let app = app.clone();
-        async move { Ok::<_, Infallible>(respond(&app, peer, request).await) }
+        let (app, writers) = (app.clone(), writers.clone());
+        async move { Ok::<_, Infallible>(respond(&app, &writers, peer, request).await) }
     });
     let mut connection = pin!(
         http1::Builder::new()
@@ -107,19 +115,24 @@ async fn connection(stream: TcpStream, peer: SocketAddr, app: Arc<App>, mut stop
 
 async fn respond(
     app: &Arc<App>,
+    writers: &Writers,
     peer: SocketAddr,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
     let reads = parts.method == Method::GET || parts.method == Method::HEAD;
-    if !reads && let Err(problem) = may_write(peer, &parts.headers) {
-        return problem.into_response();
-    }
+    let who = match reads {
+        true => Ok(String::new()),
+        false => writers.judge(peer, &parts.headers).await,
+    };
+    let who = match who {
+        Ok(who) => who,
+        Err(problem) => return problem.into_response(),
+    };
     let body = match read_body(body).await {
         Ok(body) => body,
         Err(problem) => return problem.into_response(),
     };
-    let who = peer.ip().to_canonical().to_string();
     let head = (&parts.method, &parts.uri, parts.headers);
     match routes::answer(app, who, head, body).await {
         Ok(response) => response,
@@ -133,75 +146,5 @@ pub(crate) async fn read_body(body: Incoming) -> Result<Bytes, Problem> {
         Ok(Err(e)) if e.is::<LengthLimitError>() => Err(Problem::too_large(MAX_BODY_BYTES)),
         Ok(Err(_)) => Err(Problem::bad_request("the body broke off")),
         Err(_) => Err(Problem::bad_request("the body did not arrive in time")),
-    }
-}
-
-/// Nobody is authenticated yet, so only this machine may change anything; and not a web page that
-/// happens to be open in a browser on it, by its own origin or by a name that points here.
-fn may_write(peer: SocketAddr, headers: &HeaderMap) -> Result<(), Problem> {
-    if !peer.ip().to_canonical().is_loopback() {
-        return Err(Problem::unauthorized(
-            "changes are accepted from this machine only",
-        ));
-    }
-    let text = |name| headers.get(name).and_then(|v| v.to_str().ok());
-    let host = text(HOST).unwrap_or_default();
-    if !is_own_name(host) {
-        return Err(Problem::unauthorized(
-            "address the control plane by IP address or localhost",
-        ));
-    }
-    match text(ORIGIN) {
-        Some(origin) if origin.strip_prefix("http://") != Some(host) => Err(Problem::unauthorized(
-            "changes are not accepted from web pages of other origins",
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn is_own_name(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let bare = name
-        .strip_prefix('[')
-        .and_then(|n| n.strip_suffix(']'))
-        .unwrap_or(name);
-    name.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_this_machine_and_no_foreign_page_may_write() {
-        let check = |peer: &str, host: &'static str, origin: Option<&'static str>, ok: bool| {
-            let mut headers = HeaderMap::new();
-            headers.insert(HOST, host.parse().expect("a value"));
-            if let Some(origin) = origin {
-                headers.insert(ORIGIN, origin.parse().expect("a value"));
-            }
-            let peer = SocketAddr::new(peer.parse().expect("an address"), 1);
-            assert_eq!(
-                may_write(peer, &headers).is_ok(),
-                ok,
-                "{peer} {host} {origin:?}"
-            );
-        };
-        check("127.0.0.1", "127.0.0.1:15011", None, true);
-        check("::1", "[::1]:15011", None, true);
-        check("::ffff:127.0.0.1", "localhost", None, true);
-        check("127.0.0.1", "localhost:1", Some("http://localhost:1"), true);
-        check("10.0.0.1", "127.0.0.1:15011", None, false);
-        check("127.0.0.1", "rebound.example:15011", None, false);
-        check(
-            "127.0.0.1",
-            "localhost:1",
-            Some("http://evil.example"),
-            false,
-        );
-        check("127.0.0.1", "localhost:1", Some("null"), false);
     }
 }

@@ -48,7 +48,10 @@ pub fn document() -> Value {
         },
         "servers": [{"url": "/"}],
         "paths": paths,
-        "components": {"schemas": schemas()},
+        "components": {
+            "schemas": schemas(),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
     })
 }
 
@@ -85,7 +88,12 @@ fn operation(route: &Route) -> Value {
     }
     let mut problems = vec![(400, "bad_request")];
     if writes {
-        problems.extend([(403, "unauthorized"), (413, "request_too_large")]);
+        problems.extend([
+            (401, "unauthenticated"),
+            (403, "unauthorized"),
+            (413, "request_too_large"),
+            (503, "tokens_unreadable"),
+        ]);
     }
     problems.extend(route.problems);
     for (status, code) in problems {
@@ -103,6 +111,10 @@ fn operation(route: &Route) -> Value {
         "parameters": parameters,
         "responses": responses,
     });
+    if writes {
+        // From this machine without, unless `api.requireToken`.
+        operation["security"] = json!([{"token": []}, {}]);
+    }
     if let Some(body) = &route.body {
         operation["requestBody"] = json!({
             "required": !body.optional,

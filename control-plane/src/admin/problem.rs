@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 
 use crate::registry::RegistryError;
@@ -22,6 +22,11 @@ impl Problem {
     /// 400: the request cannot be understood.
     pub fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+    }
+
+    /// 401: it must be said who asks.
+    pub fn unauthenticated(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
     }
 
     /// 403.
@@ -90,6 +95,10 @@ impl Problem {
             HeaderValue::from_static("application/problem+json"),
         );
         headers.insert(ERROR_HEADER, HeaderValue::from_static(self.code));
+        if self.status == StatusCode::UNAUTHORIZED {
+            // RFC 9110 §15.5.2.
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         response
     }
 }
