@@ -136,14 +136,17 @@ async fn a_broken_edit_is_refused_whole_and_reported_until_it_is_repaired() {
 }
 
 #[tokio::test]
-async fn an_empty_directory_wipes_nothing() {
+async fn an_empty_file_or_directory_wipes_nothing() {
     let plane = Plane::start().await;
     let mut client = Client::subscribe(plane.discovery(), "web-1").await;
     client.sync().await;
+    plane.write("mesh.yaml", "");
+    let refused = |view: &Value| !view["rejected"].is_null();
+    plane.get_until("/v1/config", refused).await;
+    plane.write("mesh.yaml", MESH);
+    plane.get_until("/v1/config", |view| !refused(view)).await;
     plane.remove("mesh.yaml");
-    plane
-        .get_until("/v1/config", |v| !v["rejected"].is_null())
-        .await;
+    plane.get_until("/v1/config", refused).await;
     assert_eq!(plane.request("GET", "/readyz", "").await.0, 200);
     plane.write("mesh.yaml", &MESH.replace("9001", "9003"));
     let mut changed = [client.next().await, client.next().await];

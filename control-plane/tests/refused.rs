@@ -56,6 +56,7 @@ fn broken() -> Vec<(&'static str, &'static str, String)> {
         ("an unknown queue", "6:41 E202", rule(r#"[{async: {when: Always, queue: nowhere}}]"#)),
         ("a second Mesh", "8:18 E207", "apiVersion: outrigger.dev/v1alpha1\nkind: Mesh\nmetadata: {name: one}\nspec: {}\n---\napiVersion: outrigger.dev/v1alpha1\nkind: Mesh\nmetadata: {name: two}\nspec: {}\n".to_owned()),
         ("an alias bomb", "5:23 E002", "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f,*f]\n".to_owned()),
+        ("10 MiB", "1:1 E002", format!("# {}\n", "x".repeat(10 << 20))),
         ("a list for a document", "1:1 E109", "- a\n- b\n".to_owned()),
         ("a policy for nobody", "4:79 E203", document("RoutePolicy", "p", "{targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: nowhere}], timeouts: {request: 1s}}")),
         ("a negative weight", "6:49 E108", rule(r#"[{backends: [{service: orders, weight: -1}]}]"#)),
