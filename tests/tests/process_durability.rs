@@ -394,6 +394,9 @@ fn a_try_that_kill_9_met_counts_and_is_made_again() {
         .expect("an id")
         .to_owned();
     wait_until("it is sent", PATIENCE, || hits.load(Ordering::SeqCst) == 1);
+    // What is shown of a message is on disk; a try that is a moment old may not be.
+    let shown = sidecar.admin(&format!("/messages/{id}"));
+    assert_eq!(shown.expect("an answer").status, 200);
     sidecar.process.kill();
     let sidecar = files.start();
     wait_until("it is sent again", PATIENCE, || {

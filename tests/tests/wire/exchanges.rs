@@ -82,8 +82,9 @@ async fn a_request_without_a_body_that_asks_is_just_answered() {
 
 #[tokio::test]
 async fn an_answer_before_the_upload_is_whole_arrives_whole_and_ends_the_connection() {
-    let body = "x".repeat(100_000);
-    let answer = format!("HTTP/1.1 413 Too Large\r\nContent-Length: 100000\r\n\r\n{body}");
+    // Within a window: whoever closes on unread bytes takes back what is not sent yet.
+    let body = "x".repeat(30_000);
+    let answer = format!("HTTP/1.1 413 Too Large\r\nContent-Length: 30000\r\n\r\n{body}");
     for last in [Act::Hold, Act::Close] {
         let acts = vec![Act::Send(answer.clone().into_bytes()), last];
         let rig = Rig::before(Origin::start(move |_| acts.clone()).await, "{}").await;
@@ -94,7 +95,7 @@ async fn an_answer_before_the_upload_is_whole_arrives_whole_and_ends_the_connect
         caller.send(vec![b'a'; 50_000]).await;
         let reply = caller.answer("POST").await.expect("an answer");
         assert_eq!((reply.status(), reply.cut), (413, None));
-        assert_eq!(reply.message.body.len(), 100_000);
+        assert_eq!(reply.message.body.len(), 30_000);
         caller.send(get("/smuggled")).await;
         caller.closed().await.expect("closed");
         assert_eq!(rig.origin.seen().len(), 1);
