@@ -175,31 +175,22 @@ impl Stored for MessageId {
     }
 }
 
-impl Stored for State {
-    fn put(&self, out: &mut Vec<u8>) {
-        out.push(*self as u8);
-    }
+/// One of several words, as its place in `ALL`.
+macro_rules! stored_word {
+    ($($word:ty),*) => {$(
+        impl Stored for $word {
+            fn put(&self, out: &mut Vec<u8>) {
+                out.push(*self as u8);
+            }
 
-    fn take(input: &mut Input<'_>) -> Result<Self, Malformed> {
-        Self::ALL
-            .get(usize::from(input.byte()?))
-            .copied()
-            .ok_or(Malformed)
-    }
+            fn take(input: &mut Input<'_>) -> Result<Self, Malformed> {
+                let word = Self::ALL.get(usize::from(input.byte()?));
+                word.copied().ok_or(Malformed)
+            }
+        }
+    )*};
 }
-
-impl Stored for EventKind {
-    fn put(&self, out: &mut Vec<u8>) {
-        out.push(*self as u8);
-    }
-
-    fn take(input: &mut Input<'_>) -> Result<Self, Malformed> {
-        Self::ALL
-            .get(usize::from(input.byte()?))
-            .copied()
-            .ok_or(Malformed)
-    }
-}
+stored_word!(State, EventKind);
 
 impl<T: Stored> Stored for Option<T> {
     fn put(&self, out: &mut Vec<u8>) {
